@@ -60,6 +60,40 @@ def deepseek_v3_2() -> dict:
     )
 
 
+def deepseek_v4_flash() -> dict:
+    """DeepSeek-V4-Flash: 284B parameters, 13B active (arXiv:2606.19348)."""
+    return dict(
+        model_type="deepseek_v4",
+        vocab_size=129280,
+        hidden_size=4096,
+        num_hidden_layers=43,
+        num_attention_heads=64,
+        head_dim=512,
+        qk_rope_head_dim=64,
+        q_lora_rank=1024,
+        o_groups=8,
+        o_lora_rank=1024,
+        sliding_window=128,
+        # Two layers of a window alone, then CSA and HCA in turn; the last one is of the prediction module
+        compress_ratios=(0, 0, *(4, 128) * 20, 4, 0),
+        index_n_heads=64,
+        index_head_dim=128,
+        index_topk=512,
+        n_routed_experts=256,
+        num_experts_per_tok=6,
+        moe_intermediate_size=2048,
+        num_hash_layers=3,
+        routed_scaling_factor=1.5,
+        num_nextn_predict_layers=1,
+        rope_scaling=dict(YARN, factor=16.0, original_max_position_embeddings=65536),
+        max_position_embeddings=1048576,
+        bos_token_id=0,
+        eos_token_id=1,
+        dtype="bfloat16",
+        remat="full",
+    )
+
+
 def deepseek_v2_lite() -> dict:
     """DeepSeek-V2-Lite: 16B parameters, 2.4B active (arXiv:2405.04434, appendix B)."""
     return dict(
@@ -127,6 +161,45 @@ def deepseek_v3_2_tiny(vocab_size: int = 32) -> dict:
     """DeepSeek-V3.2's architecture in miniature: deepseek_v3_tiny with an indexer that selects 16 keys."""
     return deepseek_v3_tiny(vocab_size) | dict(
         model_type="deepseek_v32", index_n_heads=16, index_head_dim=32, index_topk=16
+    )
+
+
+def deepseek_v4_tiny(vocab_size: int = 32) -> dict:
+    """DeepSeek-V4's architecture in miniature, with as many parameters as deepseek_v3_tiny.
+
+    It has one layer of each kind: a window alone, CSA and HCA. A table chooses the experts of the
+    first.
+    """
+    return dict(
+        model_type="deepseek_v4",
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        head_dim=32,
+        qk_rope_head_dim=16,
+        q_lora_rank=32,
+        o_groups=2,
+        o_lora_rank=32,
+        sliding_window=16,
+        layer_types=(
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ),
+        compress_rates=(("compressed_sparse_attention", 4), ("heavily_compressed_attention", 8)),
+        index_n_heads=16,
+        index_head_dim=16,
+        index_topk=8,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        num_hash_layers=1,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        # As in deepseek_v3_tiny, and the ratio of the two as published
+        rope_theta=100.0,
+        compress_rope_theta=1600.0,
     )
 
 

@@ -26,7 +26,7 @@ from absl import flags
 
 from configs import models as sizes
 from deepseek_jax.costs.chips import CHIPS
-from deepseek_jax.errors import suggest
+from deepseek_jax.errors import at, suggest
 from launch import common
 
 # R1 has the sizes of V3
@@ -57,7 +57,7 @@ def named_models(names: Sequence[str]):
         ValueError: There are no names, or configs/models.py lacks one.
     """
     from deepseek_jax.costs.deployment import served
-    from deepseek_jax.models.config import build_model
+    from deepseek_jax.models.network_config import as_stacked, build_model
 
     known_names = [
         name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"
@@ -69,10 +69,11 @@ def named_models(names: Sequence[str]):
             raise ValueError(
                 f"--models={name} is not in configs/models.py; {suggest(name, known_names)}"
             )
-    return {
-        name: served(build_model(getattr(sizes, name)(), f"configs/models.py: {name}"))
-        for name in names
+    models = {
+        name: build_model(getattr(sizes, name)(), f"configs/models.py: {name}") for name in names
     }
+    with at("--models"):
+        return {name: served(as_stacked(model, "this table")) for name, model in models.items()}
 
 
 def check_workload(models: dict, batch_size: int, context_length: int):
@@ -94,7 +95,7 @@ def measured(models):
     import jax
 
     from deepseek_jax.evaluation.decode_speed import decode_speeds
-    from deepseek_jax.models.decoder import init_params
+    from deepseek_jax.models.params import init_params
     from deepseek_jax.reports import deployment as report
 
     make_params = jax.jit(lambda rng, config: nn.unbox(init_params(config, rng)), static_argnums=1)

@@ -73,7 +73,7 @@ def convert(
         adapter: The folder of an adapter to merge; None without one.
 
     Returns:
-        (the ModelConfig, the parameters).
+        (the Network, the parameters).
 
     Raises:
         ValueError: The arguments do not fit together; or see the functions of checkpoint.
@@ -87,6 +87,7 @@ def convert(
     from deepseek_jax.checkpoint.locate import checkpoint_path
     from deepseek_jax.data.carried import files_of
     from deepseek_jax.models.adapters import merged
+    from deepseek_jax.models.v4.config import V4Config
     from deepseek_jax.parallel.mesh import make_mesh
     from deepseek_jax.rollout.policy import find_source
 
@@ -106,6 +107,10 @@ def convert(
                 raise ValueError(f"--from={source} is an adapter itself; leave one of them out")
     adapter_folder = adapter or policy_source.adapter
     config, params = checkpoint.load_params(policy_source.base, dtype)
+    if fp8 and isinstance(config, V4Config):
+        raise ValueError(
+            "--fp8 quantises as DeepSeek-V3 does; for DeepSeek-V4 give --like, the folder with the codes"
+        )
     files = files_of(checkpoint_path(policy_source.carrier, weights=False))
     if adapter_folder is not None:
         mesh = make_mesh(devices=jax.devices()[:1])
@@ -114,6 +119,8 @@ def convert(
     with waiting_for(f"writing {target}"):
         if form == "orbax":
             checkpoint.save_orbax(target, config, params, files)
+        elif isinstance(config, V4Config):
+            checkpoint.save_v4(target, config, params, like=like, files=files)
         else:
             checkpoint.save_hf(target, config, params, like=like, fp8=fp8, files=files)
     return config, params

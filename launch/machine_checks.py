@@ -26,9 +26,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from configs import models
 from deepseek_jax.checkpoint.store import Store
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models.config import build_model
-from deepseek_jax.models.decoder import random_params
 from deepseek_jax.models.heads import forward
+from deepseek_jax.models.network_config import build_model
+from deepseek_jax.models.params import random_params
 from deepseek_jax.ops import decoding, fp8
 from deepseek_jax.ops.attention import attend, attend_latent
 from deepseek_jax.ops.dot import dot

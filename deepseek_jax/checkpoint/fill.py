@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ from deepseek_jax.checkpoint.share import Piece, Stored, by_parameter, steps, wh
 from deepseek_jax.checkpoint.tree import abstract_params, compute_dtype, from_paths
 from deepseek_jax.checkpoint.turn import Place
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import is_float32
 from deepseek_jax.ops import fp4
 from deepseek_jax.ops.fp8 import BLOCK, dequantize
 from deepseek_jax.trees import PyTree
@@ -55,22 +56,16 @@ def load_tensors(config: ModelConfig, source, dtype: str | None = None, mesh: Me
         ValueError: A number is not finite. The message has the tensor's name and
             source.where(tensor).
     """
-    params = read_params(config, tensors(config), source, dtype, mesh, is_router_bias)
+    params = read_params(config, tensors(config), source, dtype, mesh)
     return dataclasses.replace(config, dtype=compute_dtype(params)), params
 
 
-def is_router_bias(path: str) -> bool:
-    """Return whether a parameter balances a router: it is float32 in every model."""
-    return path.endswith("router_bias")
-
-
 def read_params(
-    config: ModelConfig | V4Config,
+    config: Network,
     places: Mapping[str, list[Place]],
     source,
     dtype: str | None,
     mesh: Mesh | None,
-    is_float32: Callable[[str], bool],
 ) -> PyTree:
     """Read the parameters of load_tensors, from the tensors in a table.
 
@@ -80,9 +75,8 @@ def read_params(
         source: As in load_tensors.
         dtype: As in load_tensors.
         mesh: As in load_tensors.
-        is_float32: Whether the parameter of this path is float32, whatever dtype says.
     """
-    leaves = abstract_params(config, _dtypes(places, source, dtype, is_float32), mesh)
+    leaves = abstract_params(config, _dtypes(places, source, dtype), mesh)
     stored_tensors = by_parameter(places)
     read_steps = (
         step
@@ -295,7 +289,7 @@ def _undo(move, update):
     return jax.lax.dynamic_slice_in_dim(update, start, size, column)
 
 
-def _dtypes(places, source, dtype, is_float32):
+def _dtypes(places, source, dtype):
     """Choose the dtype of every parameter: `dtype`, or the one that its stored tensors promote to.
 
     Returns:

@@ -115,8 +115,7 @@ def parse_config(raw: dict) -> ModelConfig:
     family = raw.get("model_type")
     if family == "deepseek_v4":
         raise ValueError(
-            "model_type='deepseek_v4' is another architecture, which checkpoint.load_v4 reads; recipes and "
-            "programs do not run it yet"
+            "model_type='deepseek_v4' is another architecture, which checkpoint.load_v4 reads"
         )
     if family not in ARCHITECTURES:
         raise ValueError(f"model_type={family!r} is not one of {sorted(ARCHITECTURES)}")

@@ -12,10 +12,11 @@ from orbax.checkpoint import v1 as ocp
 
 from deepseek_jax.checkpoint.arrays import StoredArrays, save_arrays
 from deepseek_jax.checkpoint.folder import check_new, is_unfinished, whole_folder, write_files
-from deepseek_jax.checkpoint.hf_config import config_json, read_config
+from deepseek_jax.checkpoint.network_config import network_json, read_network
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, compute_dtype, from_paths
 from deepseek_jax.files import absolute
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import is_float32
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import first_process
 from deepseek_jax.trees import PyTree
@@ -27,7 +28,7 @@ def is_orbax(folder: str | Path) -> bool:
 
 
 def save_orbax(
-    folder: str | Path, config: ModelConfig, params: PyTree, files: dict[str, bytes] | None = None
+    folder: str | Path, config: Network, params: PyTree, files: dict[str, bytes] | None = None
 ) -> None:
     """Write a model as an Orbax folder: folder/config.json and folder/params.
 
@@ -43,7 +44,7 @@ def save_orbax(
     """
     check_new(folder)
     flat = checked_by_path(config, params)
-    text = config_json(config, dtype=flat["embedding"].dtype)
+    text = network_json(config, dtype=flat["embedding"].dtype)
     with whole_folder(folder) as partial:
         save_arrays(partial / "params", params)
         if first_process():
@@ -54,27 +55,28 @@ def save_orbax(
 @plainly()
 def load_orbax(
     folder: str | Path, dtype: str | None = None, mesh: Mesh | None = None
-) -> tuple[ModelConfig, Any]:
+) -> tuple[Network, Any]:
     """Read the config and the parameters that save_orbax wrote.
 
     The processes of a run call it together. Each reads the chunks of the files that have numbers
     for its devices: about its share.
 
     Args:
-        dtype: As in load_hf, but the router's balancing bias keeps the dtype that was saved.
+        dtype: As in load_hf, but the parameters of models.params.is_float32 keep the dtype that
+            was saved.
         mesh: As in load_hf.
 
     Returns:
-        (ModelConfig, params).
+        (Network, params).
 
     Raises:
         DamagedCheckpoint: As arrays.StoredArrays does.
     """
-    config, stored = read_config(folder), StoredArrays(absolute(folder) / "params")
+    config, stored = read_network(folder), StoredArrays(absolute(folder) / "params")
     saved = checked_by_path(config, stored.tree)
-    # The router's balancing bias is never rounded: it keeps the dtype that was saved
+    # What is never rounded keeps the dtype that was saved
     dtypes = {
-        name: jnp.dtype(leaf.dtype if dtype is None or name.endswith("router_bias") else dtype)
+        name: jnp.dtype(leaf.dtype if dtype is None or is_float32(name) else dtype)
         for name, leaf in saved.items()
     }
     place = None if mesh else jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -16,6 +16,7 @@ from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.files import absolute, read_json
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import as_stacked
 from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel.processes import first_process
@@ -101,7 +102,8 @@ def _decoder(folder, about, mesh, dtype):
     if about.get("base") is None:
         return load_orbax(folder / "decoder", dtype=dtype, mesh=mesh)
     config, params = load_params(about["base"], dtype=dtype, mesh=mesh)
-    config, params = reward_config(config), decoder_params(params)
+    config = reward_config(as_stacked(config, "a reward model"))
+    params = decoder_params(params)
     if about["quantize"] is not None:
         params = quantized(params)
     return config, load_adapter(folder / "adapter", config, params, mesh)

@@ -14,10 +14,8 @@ from jax.sharding import Mesh
 
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import abstract_init
-from deepseek_jax.models.v4 import decoder as v4
-from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.params import abstract_init, is_float32
 from deepseek_jax.parallel.shard import logical_names, shardings
 from deepseek_jax.trees import PyTree
 
@@ -37,7 +35,7 @@ def from_paths(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def abstract_params(
-    config: ModelConfig | V4Config, dtypes: dict | None = None, mesh: Mesh | None = None
+    config: Network, dtypes: dict | None = None, mesh: Mesh | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return {path: ShapeDtypeStruct} of the config's parameters, placed on mesh by parallel.RULES.
 
@@ -45,7 +43,7 @@ def abstract_params(
         dtypes: {path: dtype}; None is float32 for all.
         mesh: Without one, the sharding is None.
     """
-    boxed_params = _abstract_init(config)
+    boxed_params = abstract_init(config)
     shapes = nn.unbox(boxed_params)
     places = by_path(shardings(mesh, logical_names(boxed_params), shapes)) if mesh else {}
     return {
@@ -56,15 +54,8 @@ def abstract_params(
     }
 
 
-def _abstract_init(config):
-    """Return the boxed tree of shapes that init_params of the config's decoder would create."""
-    if isinstance(config, V4Config):
-        return jax.eval_shape(lambda rng: v4.init_params(config, rng), jax.random.key(0))
-    return abstract_init(config)
-
-
 def abstract_tree(
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     dtype: str = "float32",
     adapter: AdapterSettings | None = None,
@@ -73,22 +64,23 @@ def abstract_tree(
 
     Args:
         mesh: The mesh of the params.
-        dtype: Dtype of the params, except the biases that balance routers, which are float32.
+        dtype: Dtype of the params, except those of models.params.is_float32.
         adapter: The settings of a run that trains an adapter. With them the result is an Adapted,
             and the params of its base are in the config's dtype.
     """
     if adapter is not None:
-        return abstract_adapted(config, abstract_tree(config, mesh, config.dtype), adapter, mesh)
+        stacked = as_stacked(config, "an adapter")
+        return abstract_adapted(stacked, abstract_tree(config, mesh, config.dtype), adapter, mesh)
     leaves = abstract_params(config, mesh=mesh)
     return from_paths(
         {
-            path: leaf if path.endswith("router_bias") else leaf.update(dtype=jnp.dtype(dtype))
+            path: leaf if is_float32(path) else leaf.update(dtype=jnp.dtype(dtype))
             for path, leaf in leaves.items()
         }
     )
 
 
-def checked_by_path(config: ModelConfig | V4Config, params: PyTree) -> dict[str, Any]:
+def checked_by_path(config: Network, params: PyTree) -> dict[str, Any]:
     """Return by_path(params) if all shapes are as the config says.
 
     Raises:

@@ -11,7 +11,7 @@ from deepseek_jax.checkpoint.hf_import import check_names
 from deepseek_jax.checkpoint.locate import checkpoint_path
 from deepseek_jax.checkpoint.v4_config import read_v4_config
 from deepseek_jax.checkpoint.v4_files import INTEGERS, V4Files
-from deepseek_jax.checkpoint.v4_names import MTP_PREFIX, is_float32, spelling_of, tensors
+from deepseek_jax.checkpoint.v4_names import MTP_PREFIX, spelling_of, tensors
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.processes import say
@@ -32,7 +32,7 @@ def load_v4(
     Args:
         folder: Its path or its name on the hub, see locate.checkpoint_path.
         dtype: Dtype of the parameters. None keeps the dtypes of the checkpoint, and turns FP4 and FP8 with
-            their scales into bfloat16, which loses nothing. The parameters of v4_names.is_float32 are
+            their scales into bfloat16, which loses nothing. The parameters of models.params.is_float32 are
             always float32.
         mesh: The mesh on which parallel.RULES place the parameters. None puts them on the default device.
 
@@ -63,7 +63,7 @@ def load_v4(
         _check_integers(files, name, tensor_places[0].path.endswith("expert_table"))
         if tensor_places[0].path.endswith("expert_table"):
             _check_table(files, name, config.n_routed_experts)
-    return config, read_params(config, places, files, dtype, mesh, is_float32)
+    return config, read_params(config, places, files, dtype, mesh)
 
 
 def drafter_names(files: V4Files) -> set[str]:

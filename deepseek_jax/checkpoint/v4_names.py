@@ -138,15 +138,6 @@ def spelling_of(names: Iterable[str]) -> Spelling:
     return "transformers" if any(".self_attn." in name for name in names) else "mixed"
 
 
-def is_float32(path: str) -> bool:
-    """Return whether a parameter is float32 in every checkpoint.
-
-    These are the mixing of streams, the sinks, the compressors' position biases, and what chooses experts.
-    """
-    part = path.split("/")[-2] if "/" in path else ""
-    return part.endswith(("_mixing", "stream_end")) or path.endswith(("_bias", "expert_table"))
-
-
 def _add_layer(places, config, kind: LayerKind, spelling, prefix, root):
     experts = JOINED_EXPERTS if spelling == "transformers" else EXPERTS
     table = LAYER + experts + (TABLE if kind.has_table else BIAS)

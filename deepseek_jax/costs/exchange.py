@@ -5,8 +5,9 @@ The ratio decides how a mesh lies on the torus, see parallel.placement.
 
 from collections.abc import Callable
 
-from deepseek_jax.models.config import ModelConfig, build_model, names_architecture
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.config import names_architecture
+from deepseek_jax.models.network_config import Network, build_model
+from deepseek_jax.models.params import count_params
 
 # Tokens of a device in a micro-batch: one row, as in DeepSeek-V3's pre-training
 TOKENS = 4096
@@ -27,7 +28,7 @@ def exchange_of(block: dict) -> Callable[[int], float]:
     return lambda expert: ratio_of(config, expert) / V3
 
 
-def ratio_of(config: ModelConfig, expert: int) -> float:
+def ratio_of(config: Network, expert: int) -> float:
     """Return what a device sends to experts in a micro-batch, over what it sends of weights.
 
     Weights include their gradients.

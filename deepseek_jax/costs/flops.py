@@ -8,13 +8,15 @@ import functools
 import flax.linen as nn
 import jax
 
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import abstract_init
+from deepseek_jax.costs import v4_attention
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import abstract_init
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.shard import logical_names
 
 
 def useful_flops(
-    config: ModelConfig,
+    config: Network,
     sequence_length: int,
     *,
     trains_mtp: bool,
@@ -41,7 +43,7 @@ def useful_flops(
     return training_flops(config, sequence_length / 2, depths, frozen, attended, logits)
 
 
-def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool) -> float:
+def warm_up_flops(config: Network, sequence_length: int, *, trains_mtp: bool) -> float:
     """Return useful_flops of an update that trains only the indexers.
 
     It counts the forward pass, and the backward pass of the indexers.
@@ -52,7 +54,7 @@ def warm_up_flops(config: ModelConfig, sequence_length: int, *, trains_mtp: bool
 
 
 def training_flops(
-    config: ModelConfig,
+    config: Network,
     keys: float,
     depths: int = 0,
     frozen: bool = False,
@@ -78,21 +80,27 @@ def training_flops(
     return 3 * forward - frozen * 2 * weights
 
 
-def attended_keys(config: ModelConfig, length: int) -> float:
+def attended_keys(config: Network, length: int) -> float:
     """Return how many keys a token of a full row attends to on average.
 
-    That is half of the row, or less if an indexer selects keys.
+    That is half of the row, or less if an indexer selects keys. In DeepSeek-V4 compressed entries
+    count as keys, and layers differ: it is their average.
     """
+    if isinstance(config, V4Config):
+        return v4_attention.attended_keys(config, length / 2, whole_row=True)
     if not config.selects(length):
         return length / 2
     selected = config.indexer.index_topk
     return selected * (1 - selected / (2 * length))
 
 
-def indexer_flops(config: ModelConfig, keys: float, depths: int = 0) -> float:
+def indexer_flops(config: Network, keys: float, depths: int = 0) -> float:
     """Return the part of forward_flops that the indexers need."""
     if not config.has_indexer:
         return 0.0
+    if isinstance(config, V4Config):
+        # Its prediction modules have none
+        return v4_attention.indexer_flops(config, keys)
     d, sizes = config.hidden_size, config.indexer
     j, y = sizes.index_n_heads, sizes.index_head_dim
     weights = sizes.q_lora_rank * j * y + d * (y + j)
@@ -100,7 +108,7 @@ def indexer_flops(config: ModelConfig, keys: float, depths: int = 0) -> float:
 
 
 def forward_flops(
-    config: ModelConfig,
+    config: Network,
     keys: float,
     depths: int = 0,
     attended: float | None = None,
@@ -118,15 +126,25 @@ def forward_flops(
             none of a reward model.
     """
     if attended is None:
-        attended = min(keys, config.indexer.index_topk) if config.selects(keys) else keys
+        attended = _attended_by_one(config, keys)
     scored = indexer_flops(config, keys, depths) - indexer_flops(config, 0, depths)
     of_weights = 2 * _multiplied(config, depths, logits)
     return of_weights + attention_flops(config, attended, depths) + scored
 
 
-def attention_flops(config: ModelConfig, keys: float, depths: int = 0) -> float:
+def _attended_by_one(config, keys):
+    """Return how many of `keys` keys one query attends to."""
+    if isinstance(config, V4Config):
+        return v4_attention.attended_keys(config, keys, whole_row=False)
+    return min(keys, config.indexer.index_topk) if config.selects(keys) else keys
+
+
+def attention_flops(config: Network, keys: float, depths: int = 0) -> float:
     """Return the part of forward_flops that scores `keys` keys and weighs their values."""
-    if config.is_mla:
+    if isinstance(config, V4Config):
+        # One vector is key and value
+        width = 2 * config.head_dim
+    elif config.is_mla:
         sizes = config.latent
         width = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim + sizes.v_head_dim
     else:
@@ -141,7 +159,7 @@ def _multiplied(config, depths, logits):
 
 
 @functools.cache
-def active_weights(config: ModelConfig, depths: int = 0) -> int:
+def active_weights(config: Network, depths: int = 0) -> int:
     """Return how many weights a token meets in matrix products.
 
     Only the routed experts that it chooses count. The head counts once for each prediction.
@@ -159,9 +177,12 @@ def active_weights(config: ModelConfig, depths: int = 0) -> int:
     total = (1 + depths) * config.vocab_size * config.hidden_size
     for (path, leaf), axes in zip(jax.tree.leaves_with_path(nn.unbox(used)), names, strict=True):
         name, weights = path[-1].key, leaf.size
-        # Norm scales and biases are in no matrix product
-        if name == "scale" or name.endswith("bias"):
+        # Norm scales and biases are in no matrix product, nor is a table of experts
+        if name in ("scale", "expert_table") or name.endswith("bias"):
             continue
+        # A prediction module of DeepSeek-V4 multiplies every residual stream
+        if name == "hidden_input" and isinstance(config, V4Config):
+            weights *= config.hc_mult
         # The router's last axis is experts too, but each token meets all of it
         if "experts" in axes and name != "router":
             experts = config.experts

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from deepseek_jax.costs.flops import attended_keys, forward_flops, useful_flops
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.trees import PyTree
 
 # A step of reinforcement and its parts, in seconds. MLPerf's training benchmarks use these names, and steps
@@ -88,7 +88,7 @@ class Program:
     times: int = 1
     token_steps: int = 0
     needs: tuple[str, ...] = ()
-    model: ModelConfig | None = None
+    model: Network | None = None
     beside: tuple[ResidentArrays, ...] = ()
     waiting: tuple[str, ...] = ()
     settings: Any = None
@@ -180,7 +180,7 @@ def update_program(
     batch: dict,
     amount: Amount | None = None,
     *,
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     times: int = 1,
 ) -> Program:
@@ -212,7 +212,7 @@ def rows_of_tokens(rows: int, length: int, flops_per_token: float) -> Amount:
     return Amount(tokens, tokens * flops_per_token, f"{rows:,} rows x {length:,}")
 
 
-def forward_work(config: ModelConfig, rows: int, length: int, logits: int | None = None) -> Amount:
+def forward_work(config: Network, rows: int, length: int, logits: int | None = None) -> Amount:
     """Return the Amount of a forward pass over `rows` rows of `length` tokens.
 
     Args:

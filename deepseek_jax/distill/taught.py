@@ -18,8 +18,8 @@ from deepseek_jax.distill.teacher_checks import check_rows
 from deepseek_jax.distill.teacher_settings import TaughtSettings
 from deepseek_jax.distill.teachers import HIDDEN, Teacher, TeacherSource
 from deepseek_jax.losses.completions import completion_states
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.heads import head_weight
+from deepseek_jax.models.network import head_weight
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.reinforce.update import sampler_limits
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.training.loop import train
@@ -70,7 +70,7 @@ def terms_of(settings: TaughtSettings):
     return terms | {"grad_norm": "no trained parameter changes the KL to a teacher"}
 
 
-def make_taught_loss(config: ModelConfig):
+def make_taught_loss(config: Network):
     """Build the loss function of one teacher: weight times the KL to it.
 
     Returns:
@@ -91,8 +91,8 @@ def make_taught_loss(config: ModelConfig):
             weight=batch["weight"],
             temperature=batch["temperature"],
         )
-        if states.routing is not None:
-            metrics["routing"] = {"moe_layers": states.routing}
+        if states.routing:
+            metrics["routing"] = states.routing
         return loss, metrics
 
     return loss_fn
@@ -100,7 +100,7 @@ def make_taught_loss(config: ModelConfig):
 
 def jitted_update(
     settings: TaughtSettings,
-    config: ModelConfig,
+    config: Network,
     params: PyTree,
     mesh: Mesh,
     teachers: dict[str, Teacher],
@@ -133,7 +133,7 @@ class TeachersUpdate:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Network,
         micro_batches: int,
         placed: TrainState,
         tx: optax.GradientTransformation,

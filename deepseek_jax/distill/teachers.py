@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from deepseek_jax.distill.teacher_settings import TaughtSettings, TeacherSettings
 from deepseek_jax.losses.completions import completion_states
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.heads import head_weight
+from deepseek_jax.models.network import head_weight
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.host_memory import return_much_freed_memory
 from deepseek_jax.parallel.shard import batch_sharding, on_device

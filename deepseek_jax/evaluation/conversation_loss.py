@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deepseek_jax.evaluation.accuracy import mean_interval
 from deepseek_jax.losses.next_token import target_logprobs
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.parallel.shard import put_share
 from deepseek_jax.training.run import leave_if_asked
 from deepseek_jax.trees import PyTree
@@ -25,7 +25,7 @@ class ConversationLoss:
             batch, and there are at least two conversations.
     """
 
-    def __init__(self, config: ModelConfig, batches: Iterable[dict], mesh: Mesh):
+    def __init__(self, config: Network, batches: Iterable[dict], mesh: Mesh):
         self.batches, self.mesh = batches, mesh
         # Replicated, so that every process can read all log-probabilities
         everywhere = NamedSharding(mesh, PartitionSpec())

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.heads import head_weight, hidden_states
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.network import head_weight, hidden_states
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.token_at import token_at
@@ -26,13 +26,13 @@ class PredictionInputs(NamedTuple):
         targets: int32[b c], the token that each column predicts.
         first: The column that predicts a completion's first token. The columns of its other tokens
             follow.
-        routing: The models.Routing of the forward pass, or None.
+        routing: A dict from keys of params to the models.Routing of the forward pass.
     """
 
     hidden: jax.Array
     targets: jax.Array
     first: int
-    routing: tuple | None
+    routing: dict[str, Routing]
 
     def spread(self, array_bt, fill=0):
         """Move values of the completions' tokens to the columns that predict them.
@@ -52,8 +52,8 @@ class PredictionInputs(NamedTuple):
 
 
 def completion_logprobs(
-    config: ModelConfig, params: PyTree, batch: dict, *, temperature: float | jax.Array = 1.0
-) -> tuple[jax.Array, jax.Array, Routing | None]:
+    config: Network, params: PyTree, batch: dict, *, temperature: float | jax.Array = 1.0
+) -> tuple[jax.Array, jax.Array, dict[str, Routing]]:
     """Score the tokens of each completion: log-probabilities, entropies and the routing.
 
     With p < b, a prompt and its completions are one row, [prompt, completion 1, ...]. A completion
@@ -75,8 +75,8 @@ def completion_logprobs(
         temperature: A number or float32[].
 
     Returns:
-        (logprobs float32[b t], entropy float32[b t], Routing or None). Both arrays are in nats, and
-        undefined where completion_mask is False.
+        (logprobs float32[b t], entropy float32[b t], and a dict from keys of params to
+        models.Routing). Both arrays are in nats, and undefined where completion_mask is False.
     """
     states, t = completion_states(config, params, batch), batch["completion_ids"].shape[1]
     candidates = batch.get("candidates")
@@ -90,7 +90,7 @@ def completion_logprobs(
     return logprobs, entropy, states.routing
 
 
-def completion_states(config: ModelConfig, params, batch):
+def completion_states(config: Network, params, batch):
     """Compute the hidden states that predict the tokens of completions.
 
     Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.settings import BY_TOKENS, GrpoOptions
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 
 # Metrics that are means over all tokens of a batch
 PER_TOKEN = (
@@ -25,7 +25,7 @@ MARKS = 1009
 
 
 def make_grpo_loss(
-    config: ModelConfig, options: GrpoOptions, *, max_completion_length: int
+    config: Network, options: GrpoOptions, *, max_completion_length: int
 ) -> Callable:
     """Build the loss_fn(params, batch, rng) -> (loss, metrics) for training.make_train_step.
 
@@ -39,12 +39,12 @@ def make_grpo_loss(
     def loss_fn(params, batch, rng):
         temperature = batch.get("temperature", 1.0)
         scored = completion_logprobs(config, params, batch, temperature=temperature)
-        logprobs, entropy, routing = scored
+        logprobs, entropy, routings = scored
         loss, metrics = grpo_loss(
             logprobs, entropy, batch, options, max_completion_length=max_completion_length
         )
-        if routing is not None:
-            metrics["routing"] = {"moe_layers": routing}
+        if routings:
+            metrics["routing"] = routings
         return loss, metrics
 
     return loss_fn

@@ -6,7 +6,8 @@ arXiv:2412.19437, section 2.2.
 import jax
 import jax.numpy as jnp
 
-from deepseek_jax.models.training import Network, head_weight, predict_further
+from deepseek_jax.models.network import head_weight, predict_further
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 from deepseek_jax.trees import PyTree
@@ -21,7 +22,7 @@ def multi_token_losses(
 
     Args:
         batch: As in next_token_loss.
-        carried: What module 1 reads, from models.training.run_layers.
+        carried: What module 1 reads, from models.network.run_layers.
 
     Returns:
         A list of float32[], one per module, in nats and divided by batch["normalizer"]; and a dict

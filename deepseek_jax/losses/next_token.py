@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.losses.multi_token import multi_token_losses
-from deepseek_jax.models.training import Network, head_weight, run_layers
+from deepseek_jax.models.network import head_weight, run_layers
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.parallel.tokens import over_tokens
 from deepseek_jax.trees import PyTree
@@ -100,7 +101,7 @@ def target_logprobs(config: Network, params, batch):
 
     Returns:
         (logprobs float32[b t], entropy float32[b t], carried, reports). Values outside loss_mask are
-        undefined. carried and reports are the results of models.training.run_layers.
+        undefined. carried and reports are the results of models.network.run_layers.
     """
     hidden_btd, carried, reports = run_layers(config, params, batch)
     head = head_weight(config, params)

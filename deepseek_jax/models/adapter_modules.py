@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from deepseek_jax.errors import suggest
 from deepseek_jax.models.adapter_settings import ALL_LINEAR
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.models.layers import INPUTS
+from deepseek_jax.models.params import abstract_init
 from deepseek_jax.parallel.shard import logical_names, shardings
 
 

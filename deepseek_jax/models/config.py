@@ -1,8 +1,6 @@
 """ModelConfig: the network as a checkpoint's config.json describes it, and its checks."""
 
 import dataclasses
-import math
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from deepseek_jax.models.remat_policies import RematName
@@ -14,7 +12,6 @@ from deepseek_jax.settings import (
     Positive,
     Rising,
     Step,
-    build,
 )
 
 ModelType = Literal["deepseek_v3", "deepseek_v32", "deepseek_v2", "qwen2", "qwen3", "llama"]
@@ -440,41 +437,3 @@ def how_to_run(block: dict) -> dict:
 def names_architecture(block: dict) -> bool:
     """Return True if a block describes a whole network, and not only RunSettings."""
     return "model_type" in block
-
-
-def check_architecture(block: dict, config: ModelConfig, checkpoint: str | Path) -> None:
-    """Raise ValueError if a config's block `model` and its checkpoint have different architectures.
-
-    Args:
-        block: The block; it passes if it has no architecture.
-        config: The network as the checkpoint describes itself.
-        checkpoint: The checkpoint's name, for the message.
-
-    Raises:
-        ValueError: Naming the first field that differs.
-    """
-    if not names_architecture(block):
-        return
-    named = build_model(block)
-    for field in dataclasses.fields(ModelConfig):
-        ours, theirs = getattr(named, field.name), getattr(config, field.name)
-        # A .gguf file stores these numbers in float32
-        near = type(ours) is type(theirs) is float and math.isclose(ours, theirs, rel_tol=1e-6)
-        if field.name not in OF_THE_RUN and ours != theirs and not near:
-            raise ValueError(
-                f"the checkpoint {checkpoint} has {field.name}={theirs!r}, and model.{field.name}={ours!r} "
-                "names another architecture; set it to the checkpoint's, or give another checkpoint"
-            )
-
-
-def build_model(block: dict, path: str = "model") -> ModelConfig:
-    """Build a ModelConfig, and the RopeScaling in it, from a config's block.
-
-    Args:
-        block: The fields.
-        path: The block's place in the config, for messages.
-
-    Raises:
-        ValueError: Naming the field, for what settings.build or ModelConfig refuses.
-    """
-    return build(ModelConfig, block, path)

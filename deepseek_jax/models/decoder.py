@@ -1,13 +1,12 @@
 """The decoder: embedding, layers of attention and feed-forward, final norm, and its parameters."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
 from typing_extensions import override
 
 from deepseek_jax.models.config import ModelConfig
@@ -19,9 +18,8 @@ from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.models.remat_policies import REMAT_POLICIES, RematPolicy
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.saved_names import LAYER_INPUT
-from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
-from deepseek_jax.parallel.shard import constrain, init_sharded
+from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.trees import PyTree
 
 # The logical axes that split the residual stream [b t d] between layers
@@ -353,28 +351,13 @@ def init_params(config: ModelConfig, rng: jax.Array) -> PyTree:
     return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32), method="touch")["params"]
 
 
-@functools.cache
-def abstract_init(config: ModelConfig) -> Any:
-    """Return the shapes of init_params' result, in Linen's boxes.
-
-    The result is cached: tracing the whole model takes seconds, and many callers need it.
-    """
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-
-
-def count_params(config: ModelConfig) -> int:
-    """Return the number of a model's parameters, from their shapes."""
-    shapes = abstract_init(config)
-    return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
-
-
-def random_params(config: ModelConfig, mesh: Mesh | None = None, seed: int = 0) -> PyTree:
-    """Create a model's random parameters, each in its shards on the mesh, see init_params.
-
-    Args:
-        config: The model.
-        mesh: Default: a mesh of one local device.
-        seed: The seed of the parameters.
-    """
-    mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    return init_sharded(mesh, lambda rng: init_params(config, rng), jax.random.key(seed))
+def segment_positions(segment_ids):
+    """Count positions from 0 in each segment: int32[b t] -> int32[b t]."""
+    t = segment_ids.shape[1]
+    index_t = jnp.arange(t, dtype=jnp.int32)
+    begins_bt = jnp.pad(
+        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
+    # The running maximum is the index of the latest beginning
+    start_bt = jnp.maximum.accumulate(jnp.where(begins_bt, index_t, 0), axis=1)
+    return index_t - start_bt

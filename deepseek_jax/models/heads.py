@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import Decoder, DecoderLayer, Report
+from deepseek_jax.models.decoder import Decoder, DecoderLayer, Report, segment_positions
 from deepseek_jax.models.layers import position_tables
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.ops.branches import Branches
@@ -22,18 +22,6 @@ def head_weight(config: ModelConfig, params: PyTree) -> jax.Array:
     """Return the output matrix [v d], which is the embedding if the two are tied."""
     params = whole(params)
     return params["embedding"] if config.tie_word_embeddings else params["head"]
-
-
-def segment_positions(segment_ids):
-    """Count positions from 0 in each segment: int32[b t] -> int32[b t]."""
-    t = segment_ids.shape[1]
-    index_t = jnp.arange(t, dtype=jnp.int32)
-    begins_bt = jnp.pad(
-        segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True
-    )
-    # The running maximum is the index of the latest beginning
-    start_bt = jnp.maximum.accumulate(jnp.where(begins_bt, index_t, 0), axis=1)
-    return index_t - start_bt
 
 
 def hidden_states(

@@ -119,8 +119,10 @@ LINEAR = dict(q=1, k=1, v=1, q_down=1, q_up=1, kv_down=1, out=2, gate_up=1, down
 # The same for all weights of attention, MLPs and experts. k_up and v_up are not in LINEAR, because decoding
 # absorbs them into other products, see models.mla
 INPUTS = LINEAR | dict(k_up=1, v_up=1)
-# The same for all matrices except embedding and head
+# The same for all matrices except embedding and head. The last two rows are DeepSeek-V4's alone
 MATRICES = INPUTS | dict(router=1, input=1, head_weights=1)
+MATRICES |= dict(kv=1, gate=1, out_down=2, out_up=2)
+MATRICES |= dict(mix=2, embedding_input=1, hidden_input=1)
 
 
 def matrix_input_axes(path: tuple) -> range | None:
@@ -145,7 +147,9 @@ def input_axes(path, contracted: dict[str, int]):
     is_stacked = bool({"dense_layers", "moe_layers"} & set(names))
     has_experts = "dense_layers" not in names
     is_of_experts = has_experts and names[-2:] in (["ffn", "gate_up"], ["ffn", "down"])
-    first_input = is_stacked + is_of_experts
+    # A group of heads, in DeepSeek-V4's attention
+    is_of_group = names[-1] == "out_down"
+    first_input = is_stacked + is_of_experts + is_of_group
     return range(first_input, first_input + contracted[names[-1]])
 
 

@@ -164,14 +164,14 @@ class MultiHeadLatentAttention(nn.Module):
         cfg, selected, loss = self.config, None, None
         (q_nope, q_rope, index), latent = self._read_and_write(x_btd, rope)
         if index is not None and indexer.gathers(cfg, x_btd.shape[1], branches):
-            entries, q = _entries(*latent, index), self._absorb(q_nope, q_rope)
+            entries, q = _entries(latent, index), self._absorb(q_nope, q_rope)
             z_bthc, loss = indexer.attend_selected(
                 cfg, index, q, entries["latents"], segment_ids, self.scale
             )
             out_bthu = save_for_backward(unrounded(cfg, "bthc,chu->bthu", z_bthc, self.w_v_up))
             return self._out("bthu,hud->btd", out_bthu), entries, loss
         latent = [*map(_whole_rows, latent)]
-        entries, (q, k, v) = _entries(*latent, index), self._expand(q_nope, q_rope, *latent)
+        entries, (q, k, v) = _entries(latent, index), self._expand(q_nope, q_rope, *latent)
         if index is not None:
             selected = indexer.select(cfg, index, segment_ids, branches)
             if branches is None:
@@ -239,8 +239,7 @@ class MultiHeadLatentAttention(nn.Module):
         down_btq, down_btx = self._down(x_btd)
         q_nope, q_rope, index = self._queries(x_btd, down_btq, rope)
         q_bthx = self._absorb(q_nope, q_rope)
-        c_kv, k_rope = self._latent(own_slots(down_btx), rope)
-        entries = _entries(c_kv, k_rope, index)
+        entries = _entries(self._latent(own_slots(down_btx), rope), index)
         cache = {
             name: own_slots(write(cache[name], own_slots(entry))) for name, entry in entries.items()
         }
@@ -278,7 +277,7 @@ def _whole_rows(x_btc):
     return constrain(x_btc, ("batch", None, None))
 
 
-def _entries(c_kv, k_rope, index):
-    """Return the entries of the cache, [b t ...] each."""
-    entries = {"latents": jnp.concatenate([c_kv, k_rope], axis=-1)}
+def _entries(latent, index):
+    """Return the entries of the cache, [b t ...] each, from the pair (c_kv, k_rope)."""
+    entries = {"latents": jnp.concatenate(latent, axis=-1)}
     return entries if index is None else entries | {"k_index": index.k}

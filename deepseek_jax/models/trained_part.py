@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import init_params
 from deepseek_jax.models.layers import INDEXER
+from deepseek_jax.models.params import init_params
 from deepseek_jax.parallel.shard import init_sharded
 
 

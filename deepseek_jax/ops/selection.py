@@ -154,7 +154,11 @@ def select_rows(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_
         first: int32[], index of query 0 in its row.
     """
     operands = q_btjy, k_bsy, w_btj, segments_bt, segments_bs
-    return _select_by_blocks(lambda *block: packed(select(*block, index_topk)), operands, first)
+
+    def select_block(scores, mask):
+        return packed(select(scores, mask, index_topk))
+
+    return _select_by_blocks(select_block, operands, first)
 
 
 def select_slots(q_btjy, k_bsy, w_btj, segments_bt, segments_bs, *, first, index_topk: int):

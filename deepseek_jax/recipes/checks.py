@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from deepseek_jax.errors import at
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.rollout import requests
 from deepseek_jax.training.settings import RowSettings
@@ -86,7 +86,7 @@ def _numbers(block, outer_name=""):
         yield outer_name, block
 
 
-def check_positions(settings: RowSettings, config: ModelConfig):
+def check_positions(settings: RowSettings, config: Network):
     """Raise ValueError if sequence_length exceeds the model's max_position_embeddings."""
     if settings.sequence_length > config.max_position_embeddings:
         raise ValueError(

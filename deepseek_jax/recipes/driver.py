@@ -34,8 +34,8 @@ from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.files import write_whole
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import AdaptedParams
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.params import count_params
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
 from deepseek_jax.parallel.processes import first_process, say
@@ -71,15 +71,15 @@ Standings = Mapping[str, tuple[Inputs, StageState]]
 SMALL = 256
 
 
-def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
-    """Return the ModelConfig of the policy that each stage produces.
+def configs_of(stages: list[Stage]) -> dict[str, Network]:
+    """Return the Network of the policy that each stage produces.
 
     It reads only the config and small files.
 
     Returns:
-        {name of the stage: ModelConfig}, without stages that have no policy.
+        {name of the stage: Network}, without stages that have no policy.
     """
-    configs: dict[str, ModelConfig] = {}
+    configs: dict[str, Network] = {}
     for stage in stages:
         if stage.start:
             config = configs[stage.start]
@@ -92,13 +92,13 @@ def configs_of(stages: list[Stage]) -> dict[str, ModelConfig]:
     return configs
 
 
-def _model(stage: Stage, configs: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """Return the ModelConfig that a stage works with; None for a stage without a policy."""
+def _model(stage: Stage, configs: Mapping[str, Network]) -> Network | None:
+    """Return the Network that a stage works with; None for a stage without a policy."""
     config = configs.get(stage.start or stage.name)
     return None if config is None else stage.model(config)
 
 
-def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
+def check(stages: list[Stage], mesh: Mesh) -> dict[str, Network]:
     """Raise ValueError if settings do not fit the mesh or their model.
 
     Returns:
@@ -115,7 +115,7 @@ def check(stages: list[Stage], mesh: Mesh) -> dict[str, ModelConfig]:
                 assert config is not None
                 with at("adapter"):
                     # Raises for a target that the model does not have
-                    adapter_axes(config, stage.adapter.targets)
+                    adapter_axes(as_stacked(config, "an adapter"), stage.adapter.targets)
             stage.check(config, mesh)
     return configs
 

@@ -18,13 +18,8 @@ from deepseek_jax.checkpoint.locate import check_checkpoint, checkpoint_path
 from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.hub import hub_id
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.config import (
-    ModelConfig,
-    RunSettings,
-    build_model,
-    how_to_run,
-    names_architecture,
-)
+from deepseek_jax.models.config import RunSettings, how_to_run, names_architecture
+from deepseek_jax.models.network_config import Network, build_model, run_as
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.recipes.conversing import conversing, open_environments
@@ -45,7 +40,7 @@ class Origin:
     """Model, tokenizer and template from which a line of stages begins.
 
     Attributes:
-        model: The block `model`: fields of ModelConfig, or, with a checkpoint, of RunSettings.
+        model: The block `model`: fields of Network, or, with a checkpoint, of RunSettings.
         template: A template of data.chat.
         checkpoint: What load_policy reads; None for random parameters.
         tokenizer: The name of the tokenizer that random parameters have.
@@ -73,8 +68,8 @@ class Origin:
         """Return a context that puts the path of the block before an error's message."""
         return at(f"config.{self.path}" if self.path else "config")
 
-    def config(self) -> ModelConfig:
-        """Return the ModelConfig, from the config and small files.
+    def config(self) -> Network:
+        """Return the Network, from the config and small files.
 
         Raises:
             CannotPlan: As planned_model does.
@@ -155,10 +150,8 @@ def digest(checkpoint: str | Path) -> str:
     return fingerprint(checkpoint_path(checkpoint))
 
 
-def planned_model(
-    block: dict, checkpoint: str | Path | None, field: str = "init_from"
-) -> ModelConfig:
-    """Return the ModelConfig of a config's block `model`, from small files.
+def planned_model(block: dict, checkpoint: str | Path | None, field: str = "init_from") -> Network:
+    """Return the Network of a config's block `model`, from small files.
 
     Args:
         block: The block.
@@ -170,12 +163,12 @@ def planned_model(
     """
     if checkpoint is None or names_architecture(block):
         return build_model(block)
-    how = dataclasses.asdict(build(RunSettings, how_to_run(block), "model"))
+    settings = build(RunSettings, how_to_run(block), "model")
     with at(field):
         path = checkpoint_path(checkpoint, weights=False)
     if path.suffix == ".gguf" or path.exists():
         with at(field):
-            return dataclasses.replace(read_any_config(path), **how)
+            return run_as(read_any_config(path), settings)
     raise CannotPlan(
         f"model={block!r} does not name the architecture of {checkpoint}, and the checkpoint is not there: a "
         "plan needs one of them; set model to one of configs/models.py"

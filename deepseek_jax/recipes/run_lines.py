@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import count_params
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.programs import command
 from deepseek_jax.progress import duration
@@ -25,7 +25,7 @@ def say_wrapped(text: str, indent: str = ""):
     say(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent="  "))
 
 
-def say_plan(stages: list[Stage], configs: Mapping[str, ModelConfig]):
+def say_plan(stages: list[Stage], configs: Mapping[str, Network]):
     """Print what a run is about to do: its models, their parameters, its stages and their steps."""
     # Stages may give one model other options, such as a dtype
     texts = [_described_model(config) for config in dict.fromkeys(configs.values())]
@@ -61,7 +61,7 @@ def say_end(stages: list[Stage], result: str | None, folder: Path, page: Page, s
         say(f"  chat: {command('chat')} {folder}")
 
 
-def _described_model(config: ModelConfig) -> str:
+def _described_model(config: Network) -> str:
     layers = config.num_hidden_layers
     counts = f"{layers} layer{'' if layers == 1 else 's'}, {_shortened(count_params(config))}"
     return f"{config.model_type}, {counts} parameters"

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.checkpoint.left import RUN
 from deepseek_jax.files import read_object, write_whole
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops import platform
 from deepseek_jax.programs import home
 
@@ -59,7 +59,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 
 def model_facts(
-    config: ModelConfig, num_params: int, checkpoint: str | Path | None = None
+    config: Network, num_params: int, checkpoint: str | Path | None = None
 ) -> dict[str, Any]:
     """Return a model's architecture and number of parameters, and the checkpoint it began from."""
     source = {} if checkpoint is None else {"checkpoint": str(checkpoint)}

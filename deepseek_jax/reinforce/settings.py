@@ -214,6 +214,9 @@ class ReinforceSettings(FitSettings, RewardSettings):
             section 3.1).
         keep_routing: updates use the experts that the sampler chose, see rollout.kept. The
             reference uses its own.
+        share_prompts: whether a prompt and all its completions are one row of an update, if their
+            attention scores fit in memory. DeepSeek-V4 needs False: its compressed entries are of
+            whole documents.
         effort: ask with several reasoning efforts, each with its own price of length; None does
             neither.
         kept_groups: the number of groups of a logged step that go to completions.jsonl, whole, see
@@ -236,6 +239,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
     degenerate: DegenerateSettings = DegenerateSettings()
     kl_weights: Weights | None = None
     keep_routing: bool = False
+    share_prompts: bool = True
     effort: EffortSettings | None = None
     kept_groups: Natural = unhashed(2)
     eval_every: Natural = unhashed(0)
@@ -371,7 +375,7 @@ class ReinforceSettings(FitSettings, RewardSettings):
         Otherwise each completion is a row of its own, see losses.completions. This is so for long
         completions, because the attention scores of the shared row would not fit in memory.
         """
-        return scores_fit(self.rollout, self.group_size)
+        return self.share_prompts and scores_fit(self.rollout, self.group_size)
 
     def rows(self) -> int:
         """Return the number of rows of an update."""

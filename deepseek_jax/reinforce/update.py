@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from deepseek_jax.losses.completions import completion_logprobs
 from deepseek_jax.losses.grpo import LARGE_GAP, make_grpo_loss
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import is_float32
 from deepseek_jax.parallel.shard import batch_parts
 from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.training.state import Create, in_memory
@@ -28,7 +29,7 @@ LARGEST_MEAN_GAP = {"float32": 1e-4, "bfloat16": 0.05}
 LARGEST_SHARE = 1e-3
 
 
-def sampler_limits(config: ModelConfig) -> dict[str, Limit]:
+def sampler_limits(config: Network) -> dict[str, Limit]:
     """Return the limits of an update's metrics of its samples.
 
     The log-probabilities of trainer and sampler differ only by rounding, unless the two disagree
@@ -55,7 +56,7 @@ def sampler_limits(config: ModelConfig) -> dict[str, Limit]:
 
 
 def jitted_update(
-    settings: ReinforceSettings, config: ModelConfig, params: PyTree, mesh: Mesh
+    settings: ReinforceSettings, config: Network, params: PyTree, mesh: Mesh
 ) -> tuple[Create, Update]:
     """Build (create, update), as training.update.create_update does.
 
@@ -89,19 +90,19 @@ def reference_places(settings: ReinforceSettings, params: PyTree) -> PyTree:
 def as_reference(settings: ReinforceSettings, params: PyTree) -> PyTree:
     """Copy params as a reference to compare with, in settings.reference_memory.
 
-    The copy is in settings.reference_dtype, except for the biases that balance routers.
+    The copy is in settings.reference_dtype, except for parameters of models.params.is_float32.
     """
 
     def store(path, leaf):
-        is_bias = path[-1].key == "router_bias"
+        keeps_dtype = is_float32(jax.tree_util.keystr(path, simple=True, separator="/"))
         # Copied, because the next update donates the state, and no buffer can be donated twice
-        return jnp.array(leaf, leaf.dtype if is_bias else settings.reference_dtype, copy=True)
+        return jnp.array(leaf, leaf.dtype if keeps_dtype else settings.reference_dtype, copy=True)
 
     reference = jax.tree.map_with_path(store, params)
     return jax.device_put(reference, reference_places(settings, params))
 
 
-def jitted_score(config: ModelConfig) -> Callable[[PyTree, dict], jax.Array]:
+def jitted_score(config: Network) -> Callable[[PyTree, dict], jax.Array]:
     """Build a jitted (params, batch) -> logprobs float32[b t] of the completions.
 
     It scores them for the old policy and for the reference.
@@ -113,7 +114,7 @@ def jitted_score(config: ModelConfig) -> Callable[[PyTree, dict], jax.Array]:
     return jax.jit(score)
 
 
-def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
+def check_routing(settings: ReinforceSettings, config: Network, mesh: Mesh):
     """Raise ValueError if keep_routing has no experts to keep, or the update could not use them."""
     if settings.keep_routing and not config.num_moe_layers:
         raise ValueError(
@@ -123,6 +124,23 @@ def check_routing(settings: ReinforceSettings, config: ModelConfig, mesh: Mesh):
         raise ValueError(
             f"keep_routing=True does not go with mesh.pipeline={mesh.shape['pipeline']}, whose stages take "
             "no experts from a rollout; set keep_routing to False, or mesh.pipeline to 1"
+        )
+
+
+def check_v4(settings: ReinforceSettings):
+    """Raise ValueError, naming the field, for what an update or a rollout of DeepSeek-V4 lacks."""
+    if settings.share_prompts:
+        raise ValueError(
+            "share_prompts=True joins completions in one row, and the compressed entries of DeepSeek-V4 "
+            "are of whole documents; set it to False"
+        )
+    if settings.keep_routing:
+        raise ValueError(
+            "keep_routing=True: the layers of DeepSeek-V4 take no recorded experts; set it to False"
+        )
+    if settings.most_turns():
+        raise ValueError(
+            "tools and environment: DeepSeek-V4 does not converse here; leave them out"
         )
 
 

@@ -10,7 +10,7 @@ from deepseek_jax.costs import deployment as d
 from deepseek_jax.costs.flops import active_weights
 from deepseek_jax.costs.sparse_attention import attention_costs, contexts
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.params import count_params
 
 FORMS = "dense", "sparse"
 

@@ -37,9 +37,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.quantized import is_quantized
-from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import decoding_mesh, decoding_rules
 from deepseek_jax.parallel.shard import axis_parts
 from deepseek_jax.rollout import decode, kept, steps, turns
@@ -105,7 +104,7 @@ def most_calls(requests: int, slots: int, longest: int, chunks: int, *, turns: i
     return Calls(chunks + num_waits + num_growths, num_growths + num_waits + 1)
 
 
-def rollout_config(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
+def rollout_config(config: Network, mesh: Mesh | None) -> Network:
     """Return the config with a bounded buffer for the tokens of experts.
 
     Without a mesh or without experts, the config is unchanged.
@@ -120,7 +119,7 @@ def rollout_config(config: ModelConfig, mesh: Mesh | None) -> ModelConfig:
     return dataclasses.replace(config, expert_buffer=1 + UNEVEN / math.sqrt(experts_per_device))
 
 
-def rollout_mesh(config: ModelConfig | V4Config) -> Mesh | None:
+def rollout_mesh(config: Network) -> Mesh | None:
     """Return the mesh of a rollout, made from the mesh of `jax.set_mesh`.
 
     It is None without such a mesh, and on a single device.
@@ -129,7 +128,7 @@ def rollout_mesh(config: ModelConfig | V4Config) -> Mesh | None:
     return None if mesh.empty or mesh.size == 1 else decoding_mesh(mesh, config.num_attention_heads)
 
 
-def batch_parts_of(mesh: Mesh | None, config: ModelConfig | V4Config) -> int:
+def batch_parts_of(mesh: Mesh | None, config: Network) -> int:
     """Return the number of parts into which a rollout's mesh splits a batch of prompts."""
     if mesh is None:
         return 1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.rollout import v4
@@ -25,7 +25,7 @@ from deepseek_jax.trees import PyTree
 
 
 def generate(
-    config: ModelConfig | V4Config,
+    config: Network,
     params: PyTree,
     prompts: list[list[int]],
     *,
@@ -88,8 +88,7 @@ def generate(
     if speculative:
         check_drafts(config)
     mesh = rollout_mesh(config)
-    if isinstance(config, ModelConfig):
-        config = rollout_config(config, mesh)
+    config = rollout_config(config, mesh)
     devices = 1 if mesh is None else mesh.size
     check_slots(slots, devices)
     # With fewer requests than slots, use the fewest slots that split over the devices

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.errors import BrokenTerm
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel.decoding import own_slots
 from deepseek_jax.parallel.shard import constrain
@@ -202,7 +202,7 @@ def _fitted(array, length, value):
     return jnp.pad(array, padding, constant_values=value)
 
 
-def check_rows(config: ModelConfig, rows: Mapping[str, jax.Array]):
+def check_rows(config: Network, rows: Mapping[str, jax.Array]):
     """Check the experts and the candidates that a batch has from a rollout.
 
     Args:

@@ -17,7 +17,8 @@ from deepseek_jax.data.chat import end_of_turn, render_question
 from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.hub import hub_id, pinned
-from deepseek_jax.models.config import ModelConfig, RunSettings, check_architecture, how_to_run
+from deepseek_jax.models.config import RunSettings, how_to_run
+from deepseek_jax.models.network_config import Network, as_stacked, check_architecture, run_as
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say
@@ -46,7 +47,7 @@ class Policy:
             for single turns.
     """
 
-    config: ModelConfig
+    config: Network
     params: dict | None
     tokenizer: Tokenizer
     template: str
@@ -75,7 +76,8 @@ class Policy:
         """
         if folder is None:
             return self
-        return self.with_params(load_adapter(folder, self.config, self.params, mesh))
+        config = as_stacked(self.config, "an adapter")
+        return self.with_params(load_adapter(folder, config, self.params, mesh))
 
     def with_fitting_prompts(
         self, examples: Iterable[dict], limit: Limit, kind: str = "training", together: int = 1
@@ -282,14 +284,14 @@ def described_policy(
     has_turns = template != "chat" or tokenizer.chat is not None
     if has_turns:
         end_of_turn(tokenizer, template)
-    config = dataclasses.replace(config, **dataclasses.asdict(run_settings))
+    config = run_as(config, run_settings)
     check_vocabulary(config, tokenizer)
     if has_turns:
         config = ending_turns(config, tokenizer, template)
     return Policy(config, None, tokenizer, template)
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
+def check_vocabulary(config: Network, tokenizer: Tokenizer):
     """Raise ValueError if the tokenizer or eos_token_id has ids beyond the model's vocabulary."""
     # Under jit, an id beyond the embedding would raise no error
     if tokenizer.vocab_size > config.vocab_size:
@@ -305,7 +307,7 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer):
         )
 
 
-def ending_turns(config: ModelConfig, tokenizer: Tokenizer, template: str) -> ModelConfig:
+def ending_turns(config: Network, tokenizer: Tokenizer, template: str) -> Network:
     """Return the config with eos_ids that include the token which ends an assistant's turn.
 
     The end token of a base model ends documents, not turns. After fine-tuning on a chat template,
@@ -363,14 +365,14 @@ def check_reset(prompts: list[list[int]], limit: int):
         )
 
 
-def check_answers(config: ModelConfig, options: AnswerOptions):
+def check_answers(config: Network, options: AnswerOptions):
     """Raise ValueError if a model cannot answer with these options, whatever the prompts."""
     check_room(config, (), options.max_completion_length)
     if options.speculative:
         check_drafts(config)
 
 
-def check_room(config: ModelConfig, examples: Iterable[Mapping], max_completion_length: int):
+def check_room(config: Network, examples: Iterable[Mapping], max_completion_length: int):
     """Raise ValueError unless prompts and completions fit the model's max_position_embeddings.
 
     Args:

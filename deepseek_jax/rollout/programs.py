@@ -21,7 +21,7 @@ from deepseek_jax.costs.program import (
     forward_work,
 )
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.quantized import is_quantized
 from deepseek_jax.parallel.decoding import decoding_mesh
 from deepseek_jax.rollout import speculative, turns
@@ -65,7 +65,7 @@ class Workload(NamedTuple):
 
 
 def rollout_programs(
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     options: AnswerOptions,
     workload: Workload,
@@ -159,7 +159,7 @@ class _Sizes(NamedTuple):
         workload: What the rollout has to answer.
     """
 
-    config: ModelConfig
+    config: Network
     slots: int
     prompt_room: int
     longest: int

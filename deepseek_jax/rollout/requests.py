@@ -11,8 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.rollout.sampling import Sampling
 
 # Prompts are padded to a multiple of this length, so that few lengths are compiled
@@ -151,7 +150,7 @@ def check_slots(slots: int, devices: int):
 
 
 def check(
-    config: ModelConfig | V4Config,
+    config: Network,
     sampling: Sampling,
     prompts: Sequence[Sequence[int]],
     max_completion_length: int,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from deepseek_jax.models.cache import empty_cache
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.v4.cache import LayerCache, empty_caches
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.decoding import decoding_axes, own_slots
@@ -25,7 +25,7 @@ class Decoding(NamedTuple):
             rollout.turns.
     """
 
-    config: ModelConfig | V4Config
+    config: Network
     drafts: bool = False
     turns: bool = False
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.cache import PositionWrite
-from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
 from deepseek_jax.models.mtp import MultiTokenPrediction
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.shard import constrain
 from deepseek_jax.rollout import steps
@@ -26,7 +26,7 @@ from deepseek_jax.rollout.slots import Drafting, append, pinned, rooms
 from deepseek_jax.rollout.weights import axis_names, cast, layer_weights
 
 
-def check(config: ModelConfig | V4Config):
+def check(config: Network):
     """Raise ValueError for a model that cannot draft."""
     if isinstance(config, V4Config):
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 from deepseek_jax.models.cache import CacheWrite, PositionWrite
 from deepseek_jax.models.decoder import DecoderLayer
 from deepseek_jax.models.layers import rms_norm
-from deepseek_jax.models.training import head_weight
+from deepseek_jax.models.network import head_weight
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.parallel.decoding import own_rows, own_slots

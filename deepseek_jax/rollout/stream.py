@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from deepseek_jax.data.tokenizer import Tokenizer
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.rollout.completions import RolloutLog
 from deepseek_jax.rollout.engine import Engine, batch_parts_of, rollout_config, rollout_mesh
 from deepseek_jax.rollout.requests import PROMPT_BUCKET, check, make_requests
@@ -22,7 +21,7 @@ UNFINISHED = "\ufffd"
 
 
 def stream(
-    config: ModelConfig | V4Config,
+    config: Network,
     params: PyTree,
     prompt: list[int],
     sampling: Sampling,
@@ -52,8 +51,7 @@ def stream(
     longest = max(1, min(max_completion_length, limit - len(prompt)))
     check(config, sampling, [prompt], longest, 1, 1)
     mesh = rollout_mesh(config)
-    if isinstance(config, ModelConfig):
-        config = rollout_config(config, mesh)
+    config = rollout_config(config, mesh)
     slots = 1 if mesh is None else mesh.size
     requests = make_requests([prompt], 1, seed, slots, batch_parts_of(mesh, config))
     buckets = requests.prompt_room // PROMPT_BUCKET

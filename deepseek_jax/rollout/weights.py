@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.adapters import whole
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.models.layers import HALVES_APART, LINEAR
 from deepseek_jax.models.low_rank import dense, is_weight
+from deepseek_jax.models.params import abstract_init
 from deepseek_jax.ops.decoding import prepare
 from deepseek_jax.parallel.decoding import join_halves, to_rollout
 from deepseek_jax.parallel.shard import constrain, logical_names

@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from deepseek_jax.costs.chips import GIB, Chip
 from deepseek_jax.costs.program import Program
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.v4.config import V4Config
 from launch.planning.roofline import collective_seconds
 from launch.planning.shards import Shards, compute_bytes, micro_batches, shards
 
@@ -131,8 +132,11 @@ def _exchange_seconds(program: Program, axis_sizes: dict, chip: Chip, mesh: Mesh
     return seconds
 
 
-def _heads(config: ModelConfig):
+def _heads(config: Network):
     """Count a token's numbers in the queries, keys, values and outputs of a layer's heads."""
+    if isinstance(config, V4Config):
+        # Queries stay where they are, and one vector is key and value
+        return config.head_dim
     if config.is_mla:
         latent = config.latent
         key_width = latent.qk_nope_head_dim + latent.qk_rope_head_dim

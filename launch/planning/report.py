@@ -16,6 +16,7 @@ from deepseek_jax.costs.program import (
     argument_bytes,
     step_of,
 )
+from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.parallel.torus import placement_text
 from deepseek_jax.progress import line
 from deepseek_jax.reports.deployment import attention_table
@@ -55,7 +56,9 @@ def print_plan(programs: list[Program], chip: Chip, cache: Path | None):
     models = (program.model for program in programs if program.model is not None)
     # Stages of one training differ in their indexers' loss, and one table is enough for them
     models_without_loss = (
-        dataclasses.replace(m, indexer_loss="none") for m in models if m.has_indexer
+        dataclasses.replace(m, indexer_loss="none")
+        for m in models
+        if isinstance(m, ModelConfig) and m.has_indexer
     )
     for model in dict.fromkeys(models_without_loss):
         console.print(attention_table(model))

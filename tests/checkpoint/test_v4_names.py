@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from deepseek_jax.checkpoint.tree import abstract_params
-from deepseek_jax.checkpoint.v4_names import is_float32, spelling_of, tensors
+from deepseek_jax.checkpoint.v4_names import spelling_of, tensors
+from deepseek_jax.models.params import is_float32
 from tests.checkpoint import v4_released
 from tests.models.v4 import tiny
 

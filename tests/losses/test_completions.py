@@ -159,6 +159,6 @@ def test_expert_load_counts_real_tokens():
     """
     for own_rows, prompt_tokens in ((False, 7), (True, 3 * 7)):
         batch = make_batch(own_rows=own_rows)
-        load = completion_logprobs(*tiny_model("mla_moe"), batch)[2].load
+        load = completion_logprobs(*tiny_model("mla_moe"), batch)[2]["moe_layers"].load
         assert load.shape == (1, 8) and load.sum() == (prompt_tokens + 17) * 2
-    assert completion_logprobs(*tiny_model("gqa"), make_batch())[2] is None
+    assert completion_logprobs(*tiny_model("gqa"), make_batch())[2] == {}

@@ -14,8 +14,8 @@ from deepseek_jax.models import ModelConfig, adapters, forward
 from deepseek_jax.models.adapter_modules import adapter_places
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted, join, merged, split, with_adapter
-from deepseek_jax.models.decoder import abstract_init
 from deepseek_jax.models.low_rank import dense, is_weight
+from deepseek_jax.models.params import abstract_init
 from deepseek_jax.models.quantized import quantized
 from deepseek_jax.parallel import logical_names, make_mesh, put_batch, shardings
 from deepseek_jax.rollout import generate

@@ -11,7 +11,8 @@ from deepseek_jax.data import preferences
 from deepseek_jax.distill import divergences
 from deepseek_jax.losses import settings as loss_settings
 from deepseek_jax.models import ModelConfig, RopeScaling, build_model, config, remat_policies
-from deepseek_jax.models.config import OF_THE_RUN, RunSettings, check_architecture, how_to_run
+from deepseek_jax.models.config import OF_THE_RUN, RunSettings, how_to_run
+from deepseek_jax.models.network_config import check_architecture
 from deepseek_jax.settings import build
 from tests import tiny
 

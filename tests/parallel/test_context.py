@@ -9,7 +9,7 @@ import pytest
 
 from configs import models
 from deepseek_jax.models import ModelConfig, indexer
-from deepseek_jax.models.heads import segment_positions
+from deepseek_jax.models.decoder import segment_positions
 from deepseek_jax.ops.attention import attend
 from deepseek_jax.ops.compress import find_windows
 from deepseek_jax.ops.window_attention import Entries, Keys

@@ -1,9 +1,16 @@
 """V4Config: DeepSeek-V4's network as a checkpoint's config.json describes it, and its checks."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-from deepseek_jax.models.config import IndexerLoss, Remat, RopeScaling
+from deepseek_jax.models.config import (
+    ExpertBuffer,
+    ExpertSizes,
+    IndexerLoss,
+    IndexerSizes,
+    Remat,
+    RopeScaling,
+)
 from deepseek_jax.settings import Count, Natural, NonNegative, Positive, build
 
 AttentionKind = Literal[
@@ -27,7 +34,7 @@ FIXED = {
 }
 
 # Fields of V4Config that say how to run the network, and that no config.json has
-HOW_TO_RUN = ("dtype", "remat", "indexer_loss", "release_rounding")
+HOW_TO_RUN = ("dtype", "remat", "expert_buffer", "indexer_loss", "release_rounding")
 
 
 class LayerKind(NamedTuple):
@@ -84,6 +91,7 @@ class V4Config:
         rms_norm_eps: The epsilon of every RMSNorm.
         initializer_range: The standard deviation of random matrices.
         bos_token_id, eos_token_id: The tokens that begin and end a text.
+        model_type: The architecture.
         dtype: The compute dtype, "float32" or "bfloat16". The dtype of parameters does not depend
             on it, nor do the parts that are float32 in every dtype: the coefficients of the streams
             and their sums, the routers' scores, the softmax of attention, the compressors' pooling
@@ -91,6 +99,7 @@ class V4Config:
         remat: The part of a layer that the backward pass recomputes, a key of
             remat_policies.REMAT_POLICIES; "none" recomputes nothing. A layer's input is its
             streams.
+        expert_buffer: The room that a TPU has to receive tokens for its experts, see ModelConfig.
         indexer_loss: What the indexers learn from, see models.config.INDEXER_LOSSES; "keys" there
             are entries here.
         release_rounding: Round keys and the indexers' operands and scores as the released inference
@@ -134,12 +143,22 @@ class V4Config:
     rms_norm_eps: NonNegative = 1e-6
     initializer_range: NonNegative = 0.02
     bos_token_id: Natural | None = None
-    eos_token_id: Natural | None = None
+    eos_token_id: Natural | tuple[Natural, ...] | None = None
+    model_type: Literal["deepseek_v4"] = "deepseek_v4"
     # How to run it, see HOW_TO_RUN
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    expert_buffer: ExpertBuffer | None = None
     indexer_loss: IndexerLoss = "none"
     release_rounding: bool = False
+
+    # What a ModelConfig may be, and this network is not
+    is_mla: ClassVar[bool] = False
+    tie_word_embeddings: ClassVar[bool] = False
+    scan_layers: ClassVar[bool] = False
+    fp8: ClassVar[bool] = False
+    pipeline_micro_batches: ClassVar[None] = None
+    has_router_bias: ClassVar[bool] = True
 
     def __post_init__(self):
         if (self.compress_ratios is None) == (self.layer_types is None):
@@ -152,7 +171,7 @@ class V4Config:
         else:
             self._check_ratios()
         self._check_sizes()
-        if self.indexer_loss != "none" and CSA not in {kind.attention for kind in self.layers}:
+        if self.indexer_loss != "none" and not self.has_indexer:
             raise ValueError(
                 f"indexer_loss={self.indexer_loss!r} trains indexers, and no layer has one; set "
                 "indexer_loss to 'none'"
@@ -253,6 +272,31 @@ class V4Config:
     def num_moe_layers(self) -> int:
         """The number of layers with experts: all."""
         return self.num_hidden_layers
+
+    @property
+    def has_indexer(self) -> bool:
+        """True if a layer has an indexer."""
+        return CSA in {kind.attention for kind in self.layers}
+
+    @property
+    def indexer(self) -> IndexerSizes:
+        """The sizes of an indexer."""
+        return IndexerSizes(
+            self.q_lora_rank, self.index_n_heads, self.index_head_dim, self.index_topk
+        )
+
+    @property
+    def experts(self) -> ExpertSizes:
+        """The sizes of a layer's experts."""
+        return ExpertSizes(
+            self.n_routed_experts, self.num_experts_per_tok, self.moe_intermediate_size
+        )
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that end a completion, as a tuple; empty if there are none."""
+        eos = self.eos_token_id
+        return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:

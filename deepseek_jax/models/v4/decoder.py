@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from typing_extensions import override
 
-from deepseek_jax.models.decoder import Report, checkpoint_policy
-from deepseek_jax.models.heads import segment_positions
+from deepseek_jax.models.decoder import Report, checkpoint_policy, segment_positions
 from deepseek_jax.models.layers import RMSNorm, weight
 from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.models.v4.attention import WindowAttention

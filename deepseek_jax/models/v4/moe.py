@@ -62,7 +62,9 @@ class MoE(nn.Module):
         axes = ("experts", *MLP_AXES[3]), ("experts", "mlp", "embed")
         run = functools.partial(run_experts, fp8=False, limit=cfg.swiglu_limit)
         kernels = Kernels((w_gate_up, w_down), axes, cfg.dtype)
-        y_btd, overflows = expert_parallel(run, x_btd, experts_bta, weights_bta, kernels)
+        y_btd, overflows = expert_parallel(
+            run, x_btd, experts_bta, weights_bta, kernels, buffer=cfg.expert_buffer
+        )
         y_btd += ClampedMLP(cfg, f, name="shared")(x_btd)
         balance = sequence_balance(
             affinities(logits_bte, SCORING),

@@ -24,8 +24,8 @@ from deepseek_jax.evaluation.problem_scores import CONVERSED, task_scores
 from deepseek_jax.evaluation.problems import Rules, load_problems
 from deepseek_jax.files import below, is_remote, remove_folder
 from deepseek_jax.hub import hub_id
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import count_params
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import count_params
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel.processes import first_process, say, total
 from deepseek_jax.recipes.conversing import (
@@ -115,8 +115,8 @@ class Evaluate(Measure):
     settings: EvaluateSettings
     problems: Problems
 
-    def config(self) -> ModelConfig:
-        """Return the ModelConfig of the checkpoint, with config.dtype."""
+    def config(self) -> Network:
+        """Return the Network of the checkpoint, with config.dtype."""
         with at("config"), at("checkpoint"):
             check_checkpoint(self.settings.checkpoint)
             config = read_any_config(find_source(self.settings.checkpoint).base)
@@ -338,7 +338,7 @@ def _prompt(policy: Policy, problem: dict):
     )
 
 
-def _options(settings: EvaluateSettings, config: ModelConfig, problems: list) -> AnswerOptions:
+def _options(settings: EvaluateSettings, config: Network, problems: list) -> AnswerOptions:
     """Return how the answers are sampled, by default up to the longest_completion.
 
     Raises:
@@ -364,11 +364,11 @@ def _options(settings: EvaluateSettings, config: ModelConfig, problems: list) ->
     )
 
 
-def longest_completion(config: ModelConfig, prompt_length: int) -> int:
+def longest_completion(config: Network, prompt_length: int) -> int:
     """Return the published length of a completion, or less if the model has less room.
 
     Args:
-        config: The ModelConfig of the checkpoint.
+        config: The Network of the checkpoint.
         prompt_length: Tokens of the longest prompt.
     """
     # At least 1: if the prompts already fill the context, check_room raises the error

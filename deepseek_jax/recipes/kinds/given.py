@@ -8,7 +8,7 @@ import dataclasses
 import jax
 from typing_extensions import override
 
-from deepseek_jax.models.decoder import random_params
+from deepseek_jax.models.params import random_params
 from deepseek_jax.recipes.origin import Origin
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.rollout.weights import cast

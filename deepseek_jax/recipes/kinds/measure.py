@@ -11,7 +11,7 @@ from typing_extensions import override
 from deepseek_jax.checkpoint.tree import abstract_tree
 from deepseek_jax.costs.program import Program, beside, policy_params
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.progress import waiting_for
 from deepseek_jax.recipes.kinds.paying import (
     RewardSource,
@@ -50,7 +50,7 @@ class Measure(Stage):
 
 def answer_programs(
     name: str,
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     answering: AnswerPlan,
     adapter: AdapterSettings | None = None,
@@ -61,7 +61,7 @@ def answer_programs(
 
     Args:
         name: The prefix of the programs' names.
-        config: The ModelConfig of the policy.
+        config: The Network of the policy.
         mesh: The mesh of the run.
         answering: The answers.
         adapter: The argument of checkpoint.tree.abstract_tree.
@@ -89,7 +89,7 @@ def _longest_prompt(answering):
 
 def scored_answer_programs(
     stage: Stage,
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     answer_plan: AnswerPlan,
     paid: RewardSource | None = None,
@@ -99,7 +99,7 @@ def scored_answer_programs(
 
     Args:
         stage: The stage.
-        config: The ModelConfig of its policy.
+        config: The Network of its policy.
         mesh: The mesh of the run.
         answer_plan: The answers.
         paid: Rewards with models that are on the devices too; None for no models.

@@ -19,6 +19,7 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network, as_stacked
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
 from deepseek_jax.recipes.stage import Source
@@ -45,7 +46,7 @@ class RewardSource(Source):
         """
         return {}
 
-    def planned(self, config: ModelConfig) -> dict[str, "PlannedReward"]:
+    def planned(self, config: Network) -> dict[str, "PlannedReward"]:
         """Return {NAME: PlannedReward} of the reward models and judges.
 
         Args:
@@ -56,7 +57,7 @@ class RewardSource(Source):
 
 
 def beside_models(
-    programs: list[Program], waiting: Sequence[RewardSource], config: ModelConfig, mesh: Mesh
+    programs: list[Program], waiting: Sequence[RewardSource], config: Network, mesh: Mesh
 ) -> list[Program]:
     """Return the programs, with reward models that are on the devices at the same time.
 
@@ -115,7 +116,7 @@ class ScoredCompletions(NamedTuple):
 
 
 def planned_rewards(
-    settings: dict[str, ModelRewardSettings], policy: ModelConfig
+    settings: dict[str, ModelRewardSettings], policy: Network
 ) -> dict[str, PlannedReward]:
     """Return {NAME: PlannedReward} of the config's block reward_models.
 
@@ -132,7 +133,7 @@ def planned_rewards(
     return rewards
 
 
-def _planned(block: ModelRewardSettings, policy: ModelConfig) -> PlannedReward:
+def _planned(block: ModelRewardSettings, policy: Network) -> PlannedReward:
     folder, config, is_int8 = left_in_run(block.path), policy, False
     if (folder / JUDGE).is_file():
         length = judge_length(block, read_json(folder / JUDGE))
@@ -143,6 +144,7 @@ def _planned(block: ModelRewardSettings, policy: ModelConfig) -> PlannedReward:
         # With an adapter the decoder is in another checkpoint
         config = read_any_config(saved_fields.get("base") or folder / "decoder")
         is_int8 = saved_fields.get("quantize") is not None
+    config = as_stacked(config, "a reward model")
     return planned_reward(config, block, policy.expert_buffer, is_int8)
 
 

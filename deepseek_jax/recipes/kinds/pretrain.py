@@ -23,8 +23,8 @@ from deepseek_jax.data.packing import Rows, pack
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained
 from deepseek_jax.models.adapters import whole
-from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.decoder import random_params
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.params import random_params
 from deepseek_jax.models.trained_part import indexers_of
 from deepseek_jax.parallel.shard import check_batch, check_splits
 from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
@@ -77,7 +77,7 @@ class HeldOut(Source):
 
 
 def train_stage(
-    model: ModelConfig,
+    model: Network,
     stage: StageSettings,
     corpus: Corpus,
     params: PyTree,
@@ -91,7 +91,7 @@ def train_stage(
     It resumes from run.folder.
 
     Args:
-        model: The ModelConfig of the stage.
+        model: The Network of the stage.
         stage: The settings of the stage.
         corpus: The documents.
         params: The parameters to begin from.
@@ -140,11 +140,11 @@ def train_stage(
     return whole(train(stage, state, update, source, run, seed, checks, token_flops).model)
 
 
-def _checks(model: ModelConfig, stage: StageSettings, update_of):
+def _checks(model: Network, stage: StageSettings, update_of):
     """Return the training.watch.Checks of a stage.
 
     Args:
-        model: The ModelConfig of the stage.
+        model: The Network of the stage.
         stage: The settings of the stage.
         update_of: The result of `updates`.
     """
@@ -170,7 +170,7 @@ def _checks(model: ModelConfig, stage: StageSettings, update_of):
     )
 
 
-def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
+def check_balance(model: Network, stage: StageSettings, params, batch):
     """Raise BrokenTerm if the balance loss, or its gradient in the routers, is 0 or not finite."""
     flat_params = flatten_dict(params)
     routers = {path: leaf for path, leaf in flat_params.items() if path[-1] == "router"}
@@ -197,7 +197,7 @@ def check_balance(model: ModelConfig, stage: StageSettings, params, batch):
 def updates(stage: StageSettings, params, mesh: Mesh):
     """Return a function (model, rows) -> (create, update), see training.update.create_update.
 
-    model is a ModelConfig of the stage, and rows is the number of rows of a batch.
+    model is a Network of the stage, and rows is the number of rows of a batch.
 
     Args:
         stage: The settings of the stage.
@@ -242,18 +242,18 @@ def learned_part(stage: StageSettings, params):
     return params if stage.trains == "all" else indexers_of(params)
 
 
-def flops_per_token(stage: StageSettings, model: ModelConfig) -> float:
+def flops_per_token(stage: StageSettings, model: Network) -> float:
     """Return the FLOPs that a token of an update needs.
 
     Args:
         stage: The settings of the stage.
-        model: The ModelConfig of the stage.
+        model: The Network of the stage.
     """
     flops_function = useful_flops if stage.trains == "all" else warm_up_flops
     return flops_function(model, stage.sequence_length, trains_mtp=switched_on(stage.mtp_weight))
 
 
-def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
+def check_stage(stage: StageSettings, model: Network, mesh: Mesh):
     """Raise ValueError, naming the field, if this model or mesh cannot run the stage."""
     if stage.sequence_length > model.max_position_embeddings:
         raise ValueError(
@@ -286,7 +286,7 @@ def check_stage(stage: StageSettings, model: ModelConfig, mesh: Mesh):
         check_splits(mesh, heads, model.num_attention_heads, "attention_heads")
 
 
-def _check_warm_up(stage: StageSettings, model: ModelConfig):
+def _check_warm_up(stage: StageSettings, model: Network):
     if model.indexer_loss == "none":
         raise ValueError(
             "trains='indexer' and indexer_loss='none' train nothing; set indexer_loss to 'dense', or "
@@ -304,7 +304,7 @@ def _check_warm_up(stage: StageSettings, model: ModelConfig):
         )
 
 
-def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
+def _check_rows(stage: StageSettings, model: Network, mesh: Mesh):
     rows_at_once, micro_batches = stage.rows_at_once(), model.pipeline_micro_batches
     field = "micro_batch_size" if stage.micro_batch_size else "batch_size"
     try:
@@ -314,9 +314,7 @@ def _check_rows(stage: StageSettings, model: ModelConfig, mesh: Mesh):
         raise ValueError(f"{field_values}: {error}") from error
 
 
-def stage_programs(
-    name: str, config: ModelConfig, stage: StageSettings, mesh: Mesh
-) -> list[Program]:
+def stage_programs(name: str, config: Network, stage: StageSettings, mesh: Mesh) -> list[Program]:
     """Return the updates of a stage at its largest batch, one for each expert_buffer.
 
     The one of the last expert_buffer comes first.

@@ -21,7 +21,8 @@ from deepseek_jax.costs.program import (
 )
 from deepseek_jax.errors import at
 from deepseek_jax.models.adapter_settings import AdapterSettings
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.owned_rows import abstract_owned, move
 from deepseek_jax.recipes.conversing import try_environment
 from deepseek_jax.recipes.kinds.paying import (
@@ -40,6 +41,7 @@ from deepseek_jax.reinforce.settings import ReinforceSettings
 from deepseek_jax.reinforce.update import (
     check_routing,
     check_rows,
+    check_v4,
     jitted_score,
     jitted_update,
     reference_places,
@@ -80,6 +82,8 @@ class Reinforce(Stage):
     def check(self, config, mesh):
         check_rows(self.settings, mesh)
         check_routing(self.settings, config, mesh)
+        if isinstance(config, V4Config):
+            check_v4(self.settings)
         rollout, positions = self.settings.rollout, config.max_position_embeddings
         with at("rollout"):
             check_room(config, (), rollout.longest())
@@ -188,7 +192,7 @@ def ask_held_out(context: Context, settings: ReinforceSettings, questions: Quest
 def reinforcement_programs(
     name: str,
     settings: ReinforceSettings,
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
     paying: dict[str, PlannedReward] | None = None,
@@ -204,7 +208,7 @@ def reinforcement_programs(
     Args:
         name: The prefix of the programs' names.
         settings: The settings of the stage.
-        config: The ModelConfig of the policy.
+        config: The Network of the policy.
         mesh: The mesh of the run.
         adapter: The adapter that is trained; None if the whole policy is.
         paying: {name: PlannedReward} of the reward models and judges.
@@ -363,11 +367,11 @@ def _scored(name, settings, config, mesh, params, batch):
     return [Program(f"{name}score", score, (params, score_batch), mesh, *amount, times=times)]
 
 
-def amount_of(config: ModelConfig, batch: dict, frozen: bool = False) -> Amount:
+def amount_of(config: Network, batch: dict, frozen: bool = False) -> Amount:
     """Return the Amount of work of an update with the longest batch.
 
     Args:
-        config: The ModelConfig of the policy.
+        config: The Network of the policy.
         batch: The batch.
         frozen: The argument of costs.flops.training_flops.
     """

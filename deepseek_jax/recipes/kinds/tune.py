@@ -24,7 +24,7 @@ from deepseek_jax.evaluation.conversation_loss import ConversationLoss
 from deepseek_jax.losses.next_token import next_token_loss, parts_trained, target_logprobs
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import AdaptedParams
-from deepseek_jax.models.config import ModelConfig
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.parallel.processes import say
 from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.kinds.paying import RewardSource, beside_models
@@ -179,7 +179,7 @@ def fine_tune(
     return fit(settings, loss_fn, params, source, run, token_flops, trained_parts)
 
 
-def fine_tuning_loss(config: ModelConfig):
+def fine_tuning_loss(config: Network):
     """Return the loss_fn of training.update.make_train_step."""
 
     def loss_fn(params, batch, rng):
@@ -191,7 +191,7 @@ def fine_tuning_loss(config: ModelConfig):
 def fine_tuning_programs(
     name: str,
     settings: ConversationTraining,
-    config: ModelConfig,
+    config: Network,
     mesh: Mesh,
     adapter: AdapterSettings | None = None,
 ) -> list[Program]:
@@ -200,7 +200,7 @@ def fine_tuning_programs(
     Args:
         name: The prefix of the programs' names.
         settings: The settings of the fine-tuning.
-        config: The ModelConfig of the policy.
+        config: The Network of the policy.
         mesh: The mesh of the run.
         adapter: The adapter that is trained; None if the whole policy is.
     """

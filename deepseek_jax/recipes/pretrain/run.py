@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 from typing_extensions import override
 
-from deepseek_jax.checkpoint.hf_config import read_config
 from deepseek_jax.checkpoint.load import load_params, read_any_config
+from deepseek_jax.checkpoint.network_config import read_network
 from deepseek_jax.checkpoint.tree import abstract_params, checked_by_path, from_paths
 from deepseek_jax.data.batches import held_out_batches
 from deepseek_jax.data.infill import check_fim_rate
@@ -24,7 +24,8 @@ from deepseek_jax.errors import at
 from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models.config import ModelConfig, build_model, names_architecture
+from deepseek_jax.models.config import ModelConfig, names_architecture
+from deepseek_jax.models.network_config import Network, as_stacked, build_model
 from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.kinds.given import GivenPolicy, Random
@@ -105,7 +106,7 @@ class PretrainOrigin(Origin):
     """The model and tokenizer that a pre-training begins from.
 
     The parameters are random, or a checkpoint's. The fields of config.model change the checkpoint's
-    ModelConfig.
+    Network.
 
     Attributes:
         settings: The settings of the whole config.
@@ -172,11 +173,12 @@ class Checkpoint(GivenPolicy):
         model = settings.overridden(config)
         if settings.gains_indexers(config):
             say(f"init_from={path!r} has no indexers; random ones are added")
-            params = with_indexers(model, params, mesh, settings.seed)
+            dense = as_stacked(model, "random indexers")
+            params = with_indexers(dense, params, mesh, settings.seed)
         return params
 
 
-def _check_sizes(settings: PretrainSettings, stored_config: ModelConfig):
+def _check_sizes(settings: PretrainSettings, stored_config: Network):
     """Raise ValueError if config.model needs parameters of other sizes than the checkpoint's."""
     model, stored_params = settings.overridden(stored_config), abstract_params(stored_config)
     if settings.gains_indexers(stored_config):
@@ -379,8 +381,8 @@ def report(results: Results):
         losses[name] = (stage.sequence_length, *stage_losses)
     Console().print(loss_table(losses))
     params_folder = workdir / name / "params"
-    model: ModelConfig = read_config(params_folder)
-    if model.has_indexer:
+    model = read_network(params_folder)
+    if isinstance(model, ModelConfig) and model.has_indexer:
         Console().print(attention_table(model))
     for sentence in _drafts(workdir):
         say(sentence)

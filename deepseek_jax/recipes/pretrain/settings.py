@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from deepseek_jax.errors import at
-from deepseek_jax.models.config import ExpertBufferBySteps, IndexerLoss, ModelConfig, RopeScaling
+from deepseek_jax.models.config import ExpertBufferBySteps, IndexerLoss, RopeScaling
+from deepseek_jax.models.network_config import Network, build_model
 from deepseek_jax.settings import (
     Checkpoint,
     Count,
@@ -21,7 +22,6 @@ from deepseek_jax.settings import (
     Seed,
     Several,
     Share,
-    build,
     unhashed,
 )
 from deepseek_jax.training.schedule import number_at, pairs_of
@@ -86,11 +86,11 @@ class StageSettings(LoopSettings):
         """Return the number of rows with activations in memory at once."""
         return self.micro_batch_size or self.quantum()
 
-    def model(self, model: ModelConfig) -> ModelConfig:
-        """Return the ModelConfig of this stage, with the expert_buffer of its last updates.
+    def model(self, model: Network) -> Network:
+        """Return the Network of this stage, with the expert_buffer of its last updates.
 
         Args:
-            model: The ModelConfig before the stage.
+            model: The Network before the stage.
         """
         names = "rope_scaling", "indexer_loss"
         stage_fields = {
@@ -100,11 +100,11 @@ class StageSettings(LoopSettings):
             dataclasses.replace(model, **stage_fields) if stage_fields else model, self.num_steps
         )
 
-    def model_at(self, model: ModelConfig, update: int) -> ModelConfig:
-        """Return the ModelConfig of an update: its expert_buffer may differ from the last update's.
+    def model_at(self, model: Network, update: int) -> Network:
+        """Return the Network of an update: its expert_buffer may differ from the last update's.
 
         Args:
-            model: The ModelConfig of the stage.
+            model: The Network of the stage.
             update: The number of the update, from 0.
         """
         if self.expert_buffer is None:
@@ -193,7 +193,7 @@ class PretrainSettings:
         seed: Every other seed follows from it.
         data: The documents.
         mesh: The size of each axis of devices, see parallel.mesh.MeshSettings.
-        model: The fields of ModelConfig; with init_from only the fields that differ from the
+        model: The fields of Network; with init_from only the fields that differ from the
             checkpoint.
         stages: Name -> StageSettings. The stages run in the order of their names.
         init_from: A Hugging Face folder, or a folder that save_orbax wrote; None for random
@@ -221,20 +221,20 @@ class PretrainSettings:
             with at("data"):
                 check_readers(self.data.readers, stage.rows_at_once(), f"stages.{name}.{field}")
         if self.init_from is None:
-            build(ModelConfig, self.model, "model")
+            build_model(self.model)
 
     def in_order(self) -> list[tuple[str, StageSettings]]:
         """Return the stages, with their names, in the order in which they run."""
         return sorted(self.stages.items())
 
-    def check_start(self, stored: ModelConfig | None = None):
+    def check_start(self, stored: Network | None = None):
         """Raise ValueError if the first stage does not fit the parameters that it begins from.
 
         It must not extend the context of random parameters. If config.model adds indexers to a
         checkpoint, it has to be the warm-up of these indexers.
 
         Args:
-            stored: The ModelConfig of init_from; None for random parameters.
+            stored: The Network of init_from; None for random parameters.
         """
         first_name = min(self.stages)
         adds_indexers = stored is not None and self.gains_indexers(stored)
@@ -250,25 +250,25 @@ class PretrainSettings:
                 "model; set init_from to the folder of the run before"
             )
 
-    def overridden(self, checkpoint: ModelConfig) -> ModelConfig:
-        """Return the checkpoint's ModelConfig with the fields of config.model replaced."""
-        return build(ModelConfig, vars(checkpoint) | self.model, "model")
+    def overridden(self, checkpoint: Network) -> Network:
+        """Return the checkpoint's Network with the fields of config.model replaced."""
+        return build_model(vars(checkpoint) | self.model)
 
-    def gains_indexers(self, stored: ModelConfig) -> bool:
+    def gains_indexers(self, stored: Network) -> bool:
         """Return True if config.model adds indexers to a checkpoint without indexers.
 
         Args:
-            stored: The ModelConfig of the checkpoint.
+            stored: The Network of the checkpoint.
         """
         return self.overridden(stored).has_indexer and not stored.has_indexer
 
-    def models(self, model: ModelConfig) -> list[ModelConfig]:
-        """Return the ModelConfig of each stage, in order.
+    def models(self, model: Network) -> list[Network]:
+        """Return the Network of each stage, in order.
 
         A stage without rope_scaling inherits the previous stage's.
 
         Args:
-            model: The ModelConfig before the first stage.
+            model: The Network before the first stage.
         """
         stage_models = []
         for name, stage in self.in_order():

@@ -4,6 +4,7 @@ import jax
 import pytest
 from flax.linen import unbox
 
+from deepseek_jax.models.network_config import build_model
 from deepseek_jax.models.v4 import decoder
 from deepseek_jax.models.v4.config import CSA, HCA, WINDOW, V4Config, parse_config
 from deepseek_jax.parallel.mesh import make_mesh
@@ -149,10 +150,6 @@ def test_ratios_and_types_say_the_same():
         (dict(num_hash_layers=44), ["num_hash_layers=44", "num_hidden_layers=43"]),
         (dict(rope_scaling=dict(type="linear", factor=2.0)), ["rope_type='linear'", "'yarn'"]),
         (dict(hc_mult=0), ["config.hc_mult=0"]),
-        (dict(dtype="float16"), ["config.dtype='float16'", "bfloat16"]),
-        (dict(remat="some"), ["config.remat='some'", "full"]),
-        (dict(release_rounding=True, head_dim=500), ["release_rounding", "head_dim=500", "64"]),
-        (dict(release_rounding=True, index_head_dim=96), ["release_rounding", "index_head_dim=96"]),
         (dict(q_lora_rank=None), ["q_lora_rank"]),
     ],
 )
@@ -195,3 +192,27 @@ def test_every_axis_of_a_parameter_has_a_row_in_the_table():
     placed = shardings(mesh, logical_names(boxed), unbox(boxed))
     attention = placed["layers_1"]["attention"]
     assert attention["out_down"].spec[0] == attention["out_up"].spec[0] == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(dtype="float16"), ["model.dtype='float16'", "bfloat16"]),
+        (dict(remat="some"), ["model.remat='some'", "full"]),
+        (dict(release_rounding=True, head_dim=500), ["release_rounding", "head_dim=500", "64"]),
+        (dict(release_rounding=True, index_head_dim=96), ["release_rounding", "index_head_dim=96"]),
+        (dict(scan_layers=True), ["model", "scan_layers"]),
+    ],
+)
+def test_a_way_to_run_it_that_it_does_not_have_is_an_error(change, words):
+    """Oracle: the message has the field, its value and what is allowed."""
+    fields = tiny.SIZES | dict(model_type="deepseek_v4", compress_ratios=[0] * 9)
+    with pytest.raises(ValueError) as error:
+        build_model(fields | change)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_config_json_does_not_say_how_to_run_it():
+    """Oracle: by hand: transformers writes the dtype of the parameters as dtype."""
+    assert parse_config(FLASH | dict(dtype="bfloat16", remat="full")) == parse_config(FLASH)

@@ -1,4 +1,4 @@
-"""What a training loss calls of a network, chosen by the kind of its config in this file alone.
+"""What losses, recipes and programs call of a network, chosen by its kind in this file alone.
 
 `carried` is what multi-token prediction reads of the layers: the hidden states [b t d] after the
 final norm, or DeepSeek-V4's streams [b t z d].
@@ -9,13 +9,13 @@ Tests: tests/losses/test_next_token.py, tests/models/v4/test_training.py.
 import jax
 
 from deepseek_jax.models import heads
-from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import Report
+from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.models.v4 import decoder as v4
 from deepseek_jax.models.v4.config import V4Config
+from deepseek_jax.ops.branches import Branches
 from deepseek_jax.trees import PyTree
-
-Network = ModelConfig | V4Config
 
 
 def run_layers(
@@ -38,6 +38,38 @@ def run_layers(
         return v4.run_layers(config, *arguments, **places)
     hidden, report, _ = heads.reported_states(config, *arguments, **places)
     return hidden, hidden, {"moe_layers": report}
+
+
+def hidden_states(
+    config: Network,
+    params: PyTree,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    branches: Branches | None = None,
+    recorded_experts: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, Routing]]:
+    """Run the decoder up to its final norm, for a loss without parts for indexers.
+
+    The arguments are as in heads.reported_states. DeepSeek-V4 takes no branches and no recorded
+    experts.
+
+    Returns:
+        The hidden states [b t d] after the final norm; and a dict from keys of params to
+        models.Routing, {} if no layer routes.
+    """
+    places = {"segment_ids": segment_ids, "positions": positions}
+    if isinstance(config, V4Config):
+        assert branches is None and recorded_experts is None, "refused by the settings"
+        states = v4.run_layers(config, params, tokens, **places)
+        return states.hidden, {
+            name: report.routing for name, report in states.reports.items() if report.routing
+        }
+    hidden, routing = heads.hidden_states(
+        config, params, tokens, **places, branches=branches, recorded_experts=recorded_experts
+    )
+    return hidden, {} if routing is None else {"moe_layers": routing}
 
 
 def predict_further(
