@@ -181,7 +181,7 @@ def deepseek_v4_tiny(vocab_size: int = 32) -> dict:
         q_lora_rank=32,
         o_groups=2,
         o_lora_rank=32,
-        sliding_window=16,
+        sliding_window=24,
         layer_types=(
             "sliding_attention",
             "compressed_sparse_attention",

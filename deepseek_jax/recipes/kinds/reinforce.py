@@ -4,6 +4,7 @@ Tests: tests/recipes/grpo/test_run.py, tests/recipes/test_programs.py.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -37,7 +38,7 @@ from deepseek_jax.reinforce.batch import TOKENS, longest_batch, update_flops
 from deepseek_jax.reinforce.effort import check_lines, with_efforts
 from deepseek_jax.reinforce.grpo import reinforce
 from deepseek_jax.reinforce.scenarios import ScenarioRewards, say_deciding
-from deepseek_jax.reinforce.settings import ReinforceSettings
+from deepseek_jax.reinforce.settings import MEASURED, ReinforceSettings
 from deepseek_jax.reinforce.update import (
     check_routing,
     check_rows,
@@ -140,13 +141,17 @@ class Reinforce(Stage):
     def measured_on(self, context: Context) -> list[dict]:
         """Return the questions of measurements on the way, with their prompt_ids; [] without them.
 
-        They are the first held-out questions that fit, at every step the same, so that points of
-        the curve differ only by the policy.
+        They are spread over all held-out questions that fit, which a world may have in an order of
+        its own, such as by length. They are the same at every step, so that points of the curve
+        differ only by the policy.
         """
         if not self.settings.eval_every:
             return []
         examples = ask_held_out(context, self.settings, self.questions)
-        return examples[: self.settings.prompts_measured()]
+        # The efforts of a question are adjacent, and stay together
+        copies = self.settings.num_efforts()
+        questions = [examples[i : i + copies] for i in range(0, len(examples), copies)]
+        return [example for question in spread(questions, MEASURED) for example in question]
 
     @override
     def programs(self, config, mesh, others):
@@ -381,3 +386,9 @@ def amount_of(config: Network, batch: dict, frozen: bool = False) -> Amount:
     flops = rows * update_flops(config, [s], [t] * group_size, frozen)
     shape_text = f"{s:,} + {group_size} x {t:,}" if group_size > 1 else f"{s:,} + {t:,}"
     return Amount(rows * s + num_completions * t, flops, f"{rows:,} rows x {shape_text}")
+
+
+def spread(items: Sequence, most: int) -> list:
+    """Return `most` items at equal distances, or all if there are fewer."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
