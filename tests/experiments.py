@@ -24,6 +24,7 @@ RUNS += [
     (CONFIGS / "rehearsal.py", f"stage={stage},mesh={mesh},fp8,selection")
     for stage, mesh in {"pretrain": "context", "sft": "tensor", "grpo": "context"}.items()
 ]
+RUNS += [(CONFIGS / "v4_small.py", "model=v3"), (CONFIGS / "v4_flash.py", "recipe=grpo")]
 RUNS += [(CONFIGS / "r1_small.py", arg) for arg in ("last=distill", "last=both", "quick")]
 
 

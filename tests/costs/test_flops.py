@@ -7,18 +7,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from configs import models
 from deepseek_jax.costs.flops import (
     active_weights,
+    attended_keys,
     forward_flops,
+    indexer_flops,
     useful_flops,
     warm_up_flops,
 )
 from deepseek_jax.losses.next_token import next_token_loss
-from deepseek_jax.models import ModelConfig, count_params, init_params, reported_states
+from deepseek_jax.models import (
+    ModelConfig,
+    abstract_init,
+    count_params,
+    init_params,
+    reported_states,
+)
 from deepseek_jax.parallel import make_mesh
 from tests.costs.products import matmul_flops
 from tests.models.test_param_counts import named
@@ -218,3 +227,52 @@ def test_a_frozen_weight_needs_two_products_of_three():
     every, frozen = (useful_flops(config, 64, trains_mtp=False, frozen=f) for f in (False, True))
     attention = 6 * config.num_hidden_layers * config.num_attention_heads * 2 * config.head_dim * 32
     assert every - attention == pytest.approx(1.5 * (frozen - attention))
+
+
+def test_deepseek_v4_flash_needs_the_published_operations():
+    """Oracle: 13B of 284B parameters active (arXiv:2606.19348), and by hand, kind by kind of layer."""
+    d, v, f = 4096, 129280, 2048
+    attention = d * 1024 + 1024 * 64 * 512 + d * 512 + 8 * (8 * 512 * 1024) + 8 * 1024 * d
+    layer = attention + 7 * 3 * d * f + 256 * d + 2 * 4 * d * 24
+    index = 1024 * 64 * 128 + d * 64 + 2 * d * 256
+    csa, hca = 2 * d * 1024 + index, 2 * d * 512
+    weights = 43 * layer + 21 * csa + 20 * hca + v * d + 4 * d * 4
+    config = named("deepseek_v4_flash")
+    assert active_weights(config) == weights and 13.2e9 < weights < 13.3e9
+    # Its module: no compressor, two square matrices of which one meets four streams
+    assert active_weights(config, 1) == weights + layer + 5 * d * d + v * d + 4 * d * 4
+
+
+@pytest.mark.parametrize("length", [256, 4096])
+def test_deepseek_v4_attends_to_windows_and_entries(length):
+    """Oracle: a loop over the queries of a row, which counts what each layer lets it see."""
+    config = named("deepseek_v4_flash")
+    seen = 0
+    for at in range(length):
+        for kind in config.layers:
+            entries = (at + 1) // kind.rate if kind.rate else 0
+            entries = min(entries, 512) if kind.rate == 4 else entries
+            seen += min(at + 1, 128) + entries
+    # The formulas count half a token less at each end
+    assert attended_keys(config, length) == pytest.approx(seen / length / 43, rel=0.02)
+    # One query of decoding
+    last = [min(length, 128)] * 43
+    by_kind = {0: 0, 4: min(length / 4, 512), 128: length / 128}
+    last = [n + by_kind[kind.rate] for n, kind in zip(last, config.layers, strict=True)]
+    step = 2 * (active_weights(config) + 64 * 2 * 512 * sum(last) + 21 * 64 * 128 * length / 4)
+    assert forward_flops(config, length) == pytest.approx(step)
+
+
+def test_deepseek_v4s_indexers_need_no_backward_pass_unless_they_learn():
+    """Oracle: by hand, as for V3.2; the weights of all indexers are those of the tree."""
+    config = named("deepseek_v4_flash")
+    flat = flatten_dict(nn.unbox(abstract_init(config)))
+    index = sum(
+        leaf.size
+        for path, leaf in flat.items()
+        if "indexer" in path and path[-1] not in ("scale", "position_bias")
+    )
+    assert indexer_flops(config, 0) == 2 * index
+    learns = dataclasses.replace(config, indexer_loss="sparse")
+    ours, more = (useful_flops(c, 4096, trains_mtp=False) for c in (config, learns))
+    assert more - ours == pytest.approx(2 * indexer_flops(config, 2048))

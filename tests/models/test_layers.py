@@ -91,8 +91,18 @@ def test_routers_and_inputs_of_modules_are_matrices_too():
     names = "q k v q_down q_up kv_down out gate_up down".split()
     assert dict.fromkeys(names, 1) | {"out": 2} == LINEAR
     assert LINEAR | {"k_up": 1, "v_up": 1} == INPUTS
-    assert INPUTS | {"router": 1, "input": 1, "head_weights": 1} == MATRICES
-    for path, axes in (("moe_layers/ffn/router", range(1, 2)), ("mtp_0/input", range(1))):
+    more = {"router": 1, "input": 1, "head_weights": 1}
+    # DeepSeek-V4's: a group of heads comes first, and streams are inputs too
+    more |= {"kv": 1, "gate": 1, "out_down": 2, "out_up": 2, "mix": 2}
+    assert INPUTS | more | {"embedding_input": 1, "hidden_input": 1} == MATRICES
+    for path, axes in (
+        ("moe_layers/ffn/router", range(1, 2)),
+        ("mtp_0/input", range(1)),
+        ("layers_0/attention/out_down", range(1, 3)),
+        ("layers_0/attention/out_up", range(2)),
+        ("layers_1/attention/compressor/kv", range(1)),
+        ("layers_1/ffn_mixing/mix", range(2)),
+    ):
         keys = tuple(jax.tree_util.DictKey(name) for name in path.split("/"))
         assert input_axes(keys, INPUTS) is None and matrix_input_axes(keys) == axes
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from configs import models
-from deepseek_jax.models import ModelConfig, RopeScaling, count_params
+from deepseek_jax.models import build_model, count_params
 
 MTP = 11_610_068_224  # its embedding and head are the main model's
 PUBLISHED = {
@@ -24,9 +24,7 @@ PUBLISHED = {
 
 
 def named(name):
-    fields = getattr(models, name)()
-    scaling = fields.pop("rope_scaling", None)
-    return ModelConfig(**fields, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    return build_model(getattr(models, name)())
 
 
 def test_deepseek_v3_2_is_v3_and_an_indexer_in_each_layer():

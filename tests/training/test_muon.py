@@ -1,6 +1,7 @@
 """Muon: which parameters are matrices, and how far an update moves them."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import optax
 import pytest
 import torch
 
-from deepseek_jax.models import init_params
+from configs import models
+from deepseek_jax.models import build_model, init_params
 from deepseek_jax.parallel import make_mesh, shardings
 from deepseek_jax.parallel.shard import logical_names
 from deepseek_jax.training.muon import COEFFICIENTS, is_matrix
@@ -76,14 +78,25 @@ def stacked(array, form):
     return flat, lambda x: np.transpose(x.reshape(turned.shape), np.argsort(axes))
 
 
-@pytest.mark.parametrize("path", MATRICES, ids="/".join)
+# DeepSeek-V4's: the heads of a group are projected together, and a sublayer mixes all streams
+MATRICES_OF_V4 = {
+    ("layers_0", "attention", "q_up"): "(q) (h x)",
+    ("layers_0", "attention", "out_down"): "g (h x) (c)",
+    ("layers_0", "attention", "out_up"): "(g c) (d)",
+    ("layers_0", "ffn", "gate_up"): "e (d) 2 (f)",
+    ("layers_1", "attention", "compressor", "kv"): "(d) (z x)",
+    ("layers_1", "ffn_mixing", "mix"): "(z d) (m)",
+}
+
+
+@pytest.mark.parametrize("path", [*MATRICES, *MATRICES_OF_V4], ids="/".join)
 def test_a_matrix_moves_by_its_orthogonal_direction(path):
     """Oracle: 20 updates in float64 numpy (arXiv:2502.16982, section 2.1): M = 0.95 M + G, ten Newton-Schulz
     steps of 0.95 M + G, times sqrt(max(n, m)) * 0.18, decay and the rate. Which axes belong to a matrix
     stands above. Each update rounds to float32, and small singular values amplify that.
     """
-    _, params = tiny_model("mtp")
-    leaf = params
+    form = (MATRICES | MATRICES_OF_V4)[path]
+    leaf = v4_params() if path in MATRICES_OF_V4 else tiny_model("mtp")[1]
     for key in path:
         leaf = leaf[key]
     tx, own = make(), np.float32(leaf)
@@ -94,11 +107,25 @@ def test_a_matrix_moves_by_its_orthogonal_direction(path):
         updates, state = update(nest(path, grad), state, nest(path, own))
         (moved,) = jax.tree.leaves(updates)
         momentum = 0.95 * momentum + np.float64(grad)
-        matrices, back = stacked(0.95 * momentum + grad, MATRICES[path])
+        matrices, back = stacked(0.95 * momentum + grad, form)
         scale = 0.18 * max(matrices.shape[-2:]) ** 0.5
         direction = -RATE * (back(scale * directions(matrices)) + 0.1 * wanted)
         np.testing.assert_allclose(moved, direction, rtol=2e-4, atol=2e-6)
         own, wanted = own + moved, wanted + direction
+
+
+@functools.cache
+def v4_params():
+    config = build_model(models.deepseek_v4_tiny())
+    return nn.unbox(init_params(config, jax.random.key(0)))
+
+
+def test_in_deepseek_v4_all_but_vectors_tables_and_vocabulary_are_matrices():
+    """Oracle: by hand, the names (arXiv:2606.19348: AdamW for embedding, head, norms, bases and scales)."""
+    paths = jax.tree.leaves_with_path(v4_params())
+    others = {path[-1].key for path, _ in paths if not is_matrix(path)}
+    biases = {"router_bias", "sink_bias", "base_bias", "position_bias"}
+    assert others == {"embedding", "head", "scale", "expert_table"} | biases
 
 
 def test_the_momentum_is_that_of_torch():

@@ -16,9 +16,12 @@ from deepseek_jax.models.v4.decoder import forward
 from deepseek_jax.recipes import driver
 from deepseek_jax.recipes.grpo import run as grpo
 from deepseek_jax.recipes.kinds.reinforce import spread
+from deepseek_jax.recipes.sft import run as sft
 from deepseek_jax.rollout import generate, load_policy
 from deepseek_jax.settings import build
 from deepseek_jax.training.metrics import read_metrics
+from launch.convert import convert
+from tests.experiments import CONFIGS, load
 from tests.recipes.outcome import scores_in
 from tests.recipes.small import one_device, run_recipe, small_config
 
@@ -56,12 +59,40 @@ def test_a_run_leaves_a_checkpoint_that_every_program_reads(finished):
     assert isinstance(config, V4Config)
     policy = load_policy(finished / "grpo" / "params")
     assert policy.config.sliding_window == config.sliding_window
-    prompts = [policy.tokenizer.encode("What is 3 + 8 + 5?")]
+    prompts = [policy.tokenizer.encode("What is 3 + 8 + 5?\n")]
     rollout = generate(config, params, prompts, max_completion_length=8, temperature=0.0)
     row = prompts[0] + rollout.completion_ids[0].tolist()
     logits = forward(config, params, jax.numpy.asarray([row]))[0]
     greedy = np.argmax(logits, axis=-1)[len(prompts[0]) - 1 : -1]
     np.testing.assert_array_equal(rollout.completion_ids[0], greedy)
+
+
+def test_a_checkpoint_is_converted_to_a_released_folder_and_read_from_it(finished, tmp_path):
+    """Oracle: the parameters of the run, to the bit, read by the program's own loader from other files."""
+    source = finished / "grpo" / "params"
+    convert(source, tmp_path / "hf")
+    policy, theirs = load_policy(tmp_path / "hf"), load_policy(source)
+    assert policy.config == theirs.config
+    jax.tree.map(np.testing.assert_array_equal, policy.params, theirs.params)
+    with pytest.raises(ValueError, match="--fp8 .*--like"):
+        convert(source, tmp_path / "other", fp8=True)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_fine_tuning_lowers_the_held_out_loss(tmp_path):
+    """Oracle: the loss before. The recipe is fine-tuning, of a tiny V4's base."""
+    config = load(CONFIGS / "sft_small.py")
+    config.update(dict(num_steps=20, batch_size=8, eval_every=10))
+    config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
+    config.base.optimizer.update(dict(kind="adamw", warmup_steps=1))
+    config.data.num_held_out = 12
+    config.answers.update(dict(num_prompts=8, max_completion_length=12, slots=8))
+    config.unlock()
+    config.model = models.deepseek_v4_tiny(vocab_size=config.model.vocab_size)
+    run_recipe(sft, config, tmp_path)
+    losses = [scores_in(tmp_path, when)["loss"]["loss"][0] for when in ("before", "after")]
+    assert losses[1] < losses[0] - 0.1
 
 
 @pytest.mark.slow
