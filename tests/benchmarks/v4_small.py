@@ -69,7 +69,7 @@ def measured(run: Path):
         "numbers of 64 tokens": short,
     }
     starts = read_run_record(run)["starts"]
-    facts["version"] = f"{starts[-1]['commit']} ({starts[-1]['date']})"
+    facts["version"] = f"{starts[-1]['commit'][:7]} ({starts[-1]['date']})"
     seconds = sum(start["seconds"] for start in starts)
     numbers = {"held-out loss of the base": held_out_loss(policy, settings)}
     for when in ("before", "after"):
