@@ -90,6 +90,7 @@ def deepseek_v4_flash() -> dict:
         bos_token_id=0,
         eos_token_id=1,
         dtype="bfloat16",
+        scan_layers=True,
         remat="full",
     )
 

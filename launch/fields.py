@@ -111,7 +111,7 @@ def fields_of(
         path: The beginning of the names, with a dot at its end.
     """
     meanings, hints = _meanings(settings), field_hints(settings)
-    blocks = {name: _block_of(name, hint) for name, hint in hints.items()}
+    blocks = {name: _block_of(name, hint, values.get(name)) for name, hint in hints.items()}
     fields = [field for field in dataclasses.fields(settings) if field.init]
     # Blocks come last, because they are long, and of them the two that every recipe has
     fields.sort(key=lambda field: (field.name in OPEN, blocks[field.name] is not None))
@@ -155,14 +155,16 @@ class _Block(NamedTuple):
     ending: str = ""
 
 
-def _block_of(name, hint):
-    """Return the _Block of a field with this name and type hint, or None."""
+def _block_of(name, hint, value=None):
+    """Return the _Block of a field with this name, type hint and value, or None."""
     if hint is dict and name in OPEN:
         # Imported here because they import jax
         from deepseek_jax.models.config import ModelConfig
+        from deepseek_jax.models.v4.config import V4Config
         from deepseek_jax.parallel.mesh import MeshSettings
 
-        return _Block({"model": ModelConfig, "mesh": MeshSettings}[name])
+        is_v4 = _values(value).get("model_type") == "deepseek_v4"
+        return _Block({"model": V4Config if is_v4 else ModelConfig, "mesh": MeshSettings}[name])
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _Block(hint)
     origin, parts = typing.get_origin(hint), typing.get_args(hint)

@@ -13,6 +13,7 @@ from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.decoder import Decoder, DecoderLayer, Report, segment_positions
 from deepseek_jax.models.layers import position_tables
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.network_config import Network
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.trees import PyTree
@@ -81,11 +82,7 @@ def layer_states(
         ValueError: If config.indexer_loss is not "none": the caller would not see the indexer's
             loss.
     """
-    if config.indexer_loss != "none":
-        raise ValueError(
-            f"indexer_loss={config.indexer_loss!r} is a part of next_token_loss and of no other loss; "
-            "set model.indexer_loss to 'none'"
-        )
+    check_no_indexer_loss(config)
     hidden, report, states = reported_states(
         config,
         params,
@@ -97,6 +94,15 @@ def layer_states(
         recorded_experts=recorded_experts,
     )
     return hidden, report.routing, states
+
+
+def check_no_indexer_loss(config: Network):
+    """Raise ValueError if indexers have a loss, for a caller that would not see it."""
+    if config.indexer_loss != "none":
+        raise ValueError(
+            f"indexer_loss={config.indexer_loss!r} is a part of next_token_loss and of no other loss; "
+            "set model.indexer_loss to 'none'"
+        )
 
 
 def reported_states(

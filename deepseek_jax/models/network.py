@@ -58,9 +58,13 @@ def hidden_states(
     Returns:
         The hidden states [b t d] after the final norm; and a dict from keys of params to
         models.Routing, {} if no layer routes.
+
+    Raises:
+        ValueError: If config.indexer_loss is not "none".
     """
     places = {"segment_ids": segment_ids, "positions": positions}
     if isinstance(config, V4Config):
+        heads.check_no_indexer_loss(config)
         assert branches is None and recorded_experts is None, "refused by the settings"
         states = v4.run_layers(config, params, tokens, **places)
         return states.hidden, {

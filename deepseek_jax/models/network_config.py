@@ -14,7 +14,7 @@ from deepseek_jax.settings import build
 
 Network = ModelConfig | V4Config
 # Fields of RunSettings that V4Config does not have, because its decoder does nothing else
-ONLY_STACKED = ("scan_layers", "fp8", "pipeline_micro_batches")
+ONLY_STACKED = ("fp8", "pipeline_micro_batches")
 
 
 def build_model(block: dict, path: str = "model") -> Network:

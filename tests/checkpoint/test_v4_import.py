@@ -13,7 +13,7 @@ import transformers
 from jax.sharding import Mesh
 from safetensors.torch import save_file
 
-from deepseek_jax.checkpoint import load_params, load_v4
+from deepseek_jax.checkpoint import load_hf, load_params, load_v4
 from deepseek_jax.checkpoint.hf_files import HFFiles
 from deepseek_jax.checkpoint.share import by_parameter, steps
 from deepseek_jax.checkpoint.tree import abstract_params, by_path
@@ -398,7 +398,10 @@ def test_v4_1_is_refused_by_name(released, tmp_path):
         load_v4(tmp_path / "a")
 
 
-def test_the_reader_of_every_other_format_names_this_one(released):
-    """Oracle: the name of the function."""
+def test_the_reader_of_other_folders_names_this_one_and_load_params_takes_it(released):
+    """Oracle: the name of the function; its own result."""
     with pytest.raises(ValueError, match="checkpoint.load_v4"):
-        load_params(released[0])
+        load_hf(released[0])
+    ours, theirs = load_params(released[0]), load_v4(released[0])
+    assert ours[0] == theirs[0]
+    jax.tree.map(np.testing.assert_array_equal, ours[1], theirs[1])

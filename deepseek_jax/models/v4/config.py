@@ -1,6 +1,7 @@
 """V4Config: DeepSeek-V4's network as a checkpoint's config.json describes it, and its checks."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 from deepseek_jax.models.config import (
@@ -34,7 +35,14 @@ FIXED = {
 }
 
 # Fields of V4Config that say how to run the network, and that no config.json has
-HOW_TO_RUN = ("dtype", "remat", "expert_buffer", "indexer_loss", "release_rounding")
+HOW_TO_RUN = (
+    "dtype",
+    "scan_layers",
+    "remat",
+    "expert_buffer",
+    "indexer_loss",
+    "release_rounding",
+)
 
 
 class LayerKind(NamedTuple):
@@ -96,6 +104,8 @@ class V4Config:
             on it, nor do the parts that are float32 in every dtype: the coefficients of the streams
             and their sums, the routers' scores, the softmax of attention, the compressors' pooling
             and the indexers' scores.
+        scan_layers: Compile one group of layers in place of all, where kinds of layers repeat, see
+            repeating. The program then has a second copy of their weights.
         remat: The part of a layer that the backward pass recomputes, a key of
             remat_policies.REMAT_POLICIES; "none" recomputes nothing. A layer's input is its
             streams.
@@ -147,6 +157,7 @@ class V4Config:
     model_type: Literal["deepseek_v4"] = "deepseek_v4"
     # How to run it, see HOW_TO_RUN
     dtype: Literal["float32", "bfloat16"] = "float32"
+    scan_layers: bool = False
     remat: Remat = "none"
     expert_buffer: ExpertBuffer | None = None
     indexer_loss: IndexerLoss = "none"
@@ -155,7 +166,6 @@ class V4Config:
     # What a ModelConfig may be, and this network is not
     is_mla: ClassVar[bool] = False
     tie_word_embeddings: ClassVar[bool] = False
-    scan_layers: ClassVar[bool] = False
     fp8: ClassVar[bool] = False
     pipeline_micro_batches: ClassVar[None] = None
     has_router_bias: ClassVar[bool] = True
@@ -311,6 +321,22 @@ class V4Config:
             LayerKind(*kind, has_table=layer < self.num_hash_layers)
             for layer, kind in enumerate(kinds)
         )
+
+
+def repeating(kinds: Sequence[LayerKind]) -> tuple[int, int]:
+    """Return (first, period): the last layers, from `first` on, repeat in groups of `period`.
+
+    Of several such groups it is the one that covers most layers, and the smallest. first is the
+    number of layers if none repeat.
+    """
+    first, best = len(kinds), 1
+    for period in range(1, len(kinds) // 2 + 1):
+        begin = len(kinds) - period
+        while begin >= period and kinds[begin - period : begin] == kinds[-period:]:
+            begin -= period
+        if begin < min(first, len(kinds) - period):
+            first, best = begin, period
+    return first, best
 
 
 def parse_config(raw: dict) -> V4Config:

@@ -19,7 +19,7 @@ from deepseek_jax.models.remat_policies import REMAT_POLICIES
 from deepseek_jax.models.v4.attention import WindowAttention
 from deepseek_jax.models.v4.cache import LayerCache, as_rings
 from deepseek_jax.models.v4.compressor import Places, places, step_places
-from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config
+from deepseek_jax.models.v4.config import MTP_LAYER, LayerKind, V4Config, repeating
 from deepseek_jax.models.v4.moe import MoE
 from deepseek_jax.models.v4.mtp import MultiTokenPrediction
 from deepseek_jax.models.v4.streams import StreamEnd, StreamMixing
@@ -125,11 +125,17 @@ class DecoderLayer(nn.Module):
         return streams.write(streams_btzd, y_btd, mixing), routing
 
 
-def _training_layer(config: V4Config):
-    """Return the class DecoderLayer, which recomputes as config.remat says."""
+def _training_layer(config: V4Config, looped: bool = False):
+    """Return the class DecoderLayer, which recomputes as config.remat says.
+
+    Args:
+        config: The model.
+        looped: See models.decoder.
+    """
     if config.remat == "none":
         return DecoderLayer
-    return nn.remat(DecoderLayer, policy=checkpoint_policy(REMAT_POLICIES[config.remat]))
+    policy = checkpoint_policy(REMAT_POLICIES[config.remat])
+    return nn.remat(DecoderLayer, prevent_cse=not looped, policy=policy)
 
 
 class Decoder(nn.Module):
@@ -162,8 +168,47 @@ class Decoder(nn.Module):
                 f"mesh.pipeline={pipeline_stages()}: stages of a pipeline run one program, and the "
                 "layers of DeepSeek-V4 differ in their attention; set mesh.pipeline to 1"
             )
-        streams_btzd, reports, _ = self._run(tokens, positions, segment_ids)
+        cfg = self.config
+        first, period = len(cfg.layers), 1
+        # Init creates the parameters of every layer
+        if cfg.scan_layers and not self.is_initializing():
+            first, period = repeating(cfg.layers)
+        rows = self._rows({kind.rate for kind in cfg.layers}, tokens, positions, segment_ids)
+        streams_btzd, reports = self._first_streams(self._embed(tokens)), {}
+        for layer in self.layers[:first]:
+            streams_btzd, reports[layer.name], _ = layer(streams_btzd, rows)
+        if first < len(self.layers):
+            streams_btzd, more = self._scan(self.layers[first:], period, streams_btzd, rows)
+            reports |= more
         return States(self._hidden(streams_btzd), streams_btzd, reports)
+
+    def _scan(self, repeated, period, streams_btzd, rows):
+        """Run layers whose kinds repeat as a loop over groups: return the streams, and Reports."""
+        by_place = [repeated[place::period] for place in range(period)]
+        stacks = [
+            jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *(x.variables["params"] for x in layers)
+            )
+            for layers in by_place
+        ]
+        layer_class = _training_layer(self.config, looped=True)
+        # parent=None: apply gets a slice of the stacks in place of this module's parameters
+        group = [layer_class(self.config, layers[0].kind, parent=None) for layers in by_place]
+
+        def run_group(streams_btzd, params):
+            reports = []
+            for layer, layer_params in zip(group, params, strict=True):
+                variables = {"params": layer_params}
+                streams_btzd, report, _ = layer.apply(variables, streams_btzd, rows)
+                reports.append(report)
+            return streams_btzd, reports
+
+        streams_btzd, reports = jax.lax.scan(run_group, streams_btzd, stacks)
+        return streams_btzd, {
+            layer.name: jax.tree.map(lambda x, n=n: x[n], report)
+            for layers, report in zip(by_place, reports, strict=True)
+            for n, layer in enumerate(layers)
+        }
 
     def prefill(self, tokens, lengths):
         """Run prompts, see the function prefill."""

@@ -200,13 +200,17 @@ def test_every_axis_of_a_parameter_has_a_row_in_the_table():
         (dict(dtype="float16"), ["model.dtype='float16'", "bfloat16"]),
         (dict(remat="some"), ["model.remat='some'", "full"]),
         (dict(release_rounding=True, head_dim=500), ["release_rounding", "head_dim=500", "64"]),
-        (dict(release_rounding=True, index_head_dim=96), ["release_rounding", "index_head_dim=96"]),
-        (dict(scan_layers=True), ["model", "scan_layers"]),
+        (
+            dict(release_rounding=True, head_dim=72, index_head_dim=96),
+            ["release_rounding", "index_head_dim=96"],
+        ),
+        (dict(fp8=True), ["model", "fp8"]),
     ],
 )
 def test_a_way_to_run_it_that_it_does_not_have_is_an_error(change, words):
     """Oracle: the message has the field, its value and what is allowed."""
-    fields = tiny.SIZES | dict(model_type="deepseek_v4", compress_ratios=[0] * 9)
+    fields = tiny.SIZES | dict(model_type="deepseek_v4", qk_rope_head_dim=8)
+    fields |= dict(compress_ratios=[0] * 4)
     with pytest.raises(ValueError) as error:
         build_model(fields | change)
     for word in words:

@@ -126,7 +126,7 @@ def test_what_deepseek_v4_does_not_do_is_refused_before_anything_runs(fields, wo
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["fp8", "scan_layers", "pipeline_micro_batches"])
+@pytest.mark.parametrize("field", ["fp8", "pipeline_micro_batches"])
 def test_a_checkpoint_of_it_runs_only_in_ways_that_it_has(field):
     """Oracle: the message names the field; the others change the config as they say."""
     config = build_model(models.deepseek_v4_tiny())
