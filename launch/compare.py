@@ -57,7 +57,7 @@ def named_models(names: Sequence[str]):
         ValueError: There are no names, or configs/models.py lacks one.
     """
     from deepseek_jax.costs.deployment import served
-    from deepseek_jax.models.network_config import as_stacked, build_model
+    from deepseek_jax.models.network_config import build_model, require_model_config
 
     known_names = [
         name for name, f in inspect.getmembers(sizes, inspect.isfunction) if name[0] != "_"
@@ -73,7 +73,10 @@ def named_models(names: Sequence[str]):
         name: build_model(getattr(sizes, name)(), f"configs/models.py: {name}") for name in names
     }
     with at("--models"):
-        return {name: served(as_stacked(model, "this table")) for name, model in models.items()}
+        return {
+            name: served(require_model_config(model, "this table"))
+            for name, model in models.items()
+        }
 
 
 def check_workload(models: dict, batch_size: int, context_length: int):

@@ -16,7 +16,7 @@ from deepseek_jax.checkpoint.locate import lasting_name
 from deepseek_jax.checkpoint.orbax_params import load_orbax, save_orbax
 from deepseek_jax.files import absolute, read_json
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.network_config import as_stacked
+from deepseek_jax.models.network_config import require_model_config
 from deepseek_jax.models.quantized import is_quantized, quantized
 from deepseek_jax.models.reward import decoder_params, init_reward_head, reward_config
 from deepseek_jax.parallel.processes import first_process
@@ -102,7 +102,7 @@ def _decoder(folder, about, mesh, dtype):
     if about.get("base") is None:
         return load_orbax(folder / "decoder", dtype=dtype, mesh=mesh)
     config, params = load_params(about["base"], dtype=dtype, mesh=mesh)
-    config = reward_config(as_stacked(config, "a reward model"))
+    config = reward_config(require_model_config(config, "a reward model"))
     params = decoder_params(params)
     if about["quantize"] is not None:
         params = quantized(params)

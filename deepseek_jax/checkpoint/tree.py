@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import abstract_adapted
-from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.network_config import Network, require_model_config
 from deepseek_jax.models.params import abstract_init, is_float32
 from deepseek_jax.parallel.shard import logical_names, shardings
 from deepseek_jax.trees import PyTree
@@ -69,7 +69,7 @@ def abstract_tree(
             and the params of its base are in the config's dtype.
     """
     if adapter is not None:
-        stacked = as_stacked(config, "an adapter")
+        stacked = require_model_config(config, "an adapter")
         return abstract_adapted(stacked, abstract_tree(config, mesh, config.dtype), adapter, mesh)
     leaves = abstract_params(config, mesh=mesh)
     return from_paths(

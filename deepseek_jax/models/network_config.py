@@ -14,7 +14,7 @@ from deepseek_jax.settings import build
 
 Network = ModelConfig | V4Config
 # Fields of RunSettings that V4Config does not have, because its decoder does nothing else
-ONLY_STACKED = ("fp8", "pipeline_micro_batches")
+NOT_OF_V4 = ("fp8", "pipeline_micro_batches")
 
 
 def build_model(block: dict, path: str = "model") -> Network:
@@ -40,7 +40,7 @@ def run_as(config: Network, settings: RunSettings) -> Network:
     """
     fields = dataclasses.asdict(settings)
     if isinstance(config, V4Config):
-        for name in ONLY_STACKED:
+        for name in NOT_OF_V4:
             if given := fields.pop(name):
                 raise ValueError(
                     f"model.{name}={given!r} is not a field of DeepSeek-V4; leave it out"
@@ -48,8 +48,8 @@ def run_as(config: Network, settings: RunSettings) -> Network:
     return dataclasses.replace(config, **fields)
 
 
-def as_stacked(config: Network, what: str) -> ModelConfig:
-    """Return a ModelConfig as it is.
+def require_model_config(config: Network, what: str) -> ModelConfig:
+    """Return the network, which has to be a ModelConfig.
 
     Args:
         config: The network.

@@ -34,7 +34,7 @@ from deepseek_jax.errors import CannotPlan, at
 from deepseek_jax.files import write_whole
 from deepseek_jax.models.adapter_modules import adapter_axes
 from deepseek_jax.models.adapters import AdaptedParams
-from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.network_config import Network, require_model_config
 from deepseek_jax.models.params import count_params
 from deepseek_jax.named_code import code_digests
 from deepseek_jax.parallel.host_memory import device_bytes
@@ -115,7 +115,7 @@ def check(stages: list[Stage], mesh: Mesh) -> dict[str, Network]:
                 assert config is not None
                 with at("adapter"):
                     # Raises for a target that the model does not have
-                    adapter_axes(as_stacked(config, "an adapter"), stage.adapter.targets)
+                    adapter_axes(require_model_config(config, "an adapter"), stage.adapter.targets)
             stage.check(config, mesh)
     return configs
 

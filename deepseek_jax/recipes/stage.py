@@ -18,7 +18,7 @@ from deepseek_jax.costs.program import Program
 from deepseek_jax.errors import at
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.adapters import with_adapter
-from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.network_config import Network, require_model_config
 from deepseek_jax.models.params import count_params
 from deepseek_jax.recipes.origin import Origin, frozen
 from deepseek_jax.rollout.policy import Policy
@@ -334,7 +334,7 @@ class Context:
                 self.loaded_policies.clear()
                 with stage.at(), at("adapter"):
                     base = self.beside(stage, self.mesh)
-                    config = as_stacked(stage.model(base.config), "an adapter")
+                    config = require_model_config(stage.model(base.config), "an adapter")
                     params = with_adapter(config, base.params, stage.adapter, self.mesh, stage.seed)
                 self.loaded_policies[key] = base.with_params(params)
             policy = self.loaded_policies[key]

@@ -18,7 +18,12 @@ from deepseek_jax.data.read_tokenizer import load_tokenizer
 from deepseek_jax.data.tokenizer import Tokenizer
 from deepseek_jax.hub import hub_id, pinned
 from deepseek_jax.models.config import RunSettings, how_to_run
-from deepseek_jax.models.network_config import Network, as_stacked, check_architecture, run_as
+from deepseek_jax.models.network_config import (
+    Network,
+    check_architecture,
+    require_model_config,
+    run_as,
+)
 from deepseek_jax.notebooks import plainly
 from deepseek_jax.parallel.mesh import make_mesh
 from deepseek_jax.parallel.processes import say
@@ -76,7 +81,7 @@ class Policy:
         """
         if folder is None:
             return self
-        config = as_stacked(self.config, "an adapter")
+        config = require_model_config(self.config, "an adapter")
         return self.with_params(load_adapter(folder, config, self.params, mesh))
 
     def with_fitting_prompts(

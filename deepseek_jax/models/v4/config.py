@@ -163,7 +163,7 @@ class V4Config:
     indexer_loss: IndexerLoss = "none"
     release_rounding: bool = False
 
-    # What a ModelConfig may be, and this network is not
+    # Facts that differ between ModelConfigs
     is_mla: ClassVar[bool] = False
     tie_word_embeddings: ClassVar[bool] = False
     fp8: ClassVar[bool] = False

@@ -29,7 +29,7 @@ from deepseek_jax.distill.source import HELD_OUT_LOSS, sampled_rows
 from deepseek_jax.distill.update import jitted_update
 from deepseek_jax.errors import at
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.network_config import as_stacked
+from deepseek_jax.models.network_config import require_model_config
 from deepseek_jax.parallel.shard import check_batch
 from deepseek_jax.recipes.checks import check_positions, check_rows
 from deepseek_jax.recipes.distill.settings import StudentSettings
@@ -79,7 +79,7 @@ class Distil(Stage):
 
     @override
     def check(self, config, mesh):
-        as_stacked(config, "distillation")
+        require_model_config(config, "distillation")
         check_student_rows(self.settings, mesh)
         check_positions(self.settings, config)
         if (on_policy := self.settings.loss.on_policy) is not None:

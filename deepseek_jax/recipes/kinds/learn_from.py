@@ -31,7 +31,7 @@ from deepseek_jax.distill.teachers import (
 from deepseek_jax.errors import at
 from deepseek_jax.models.config import ModelConfig, how_to_run
 from deepseek_jax.models.heads import head_weight
-from deepseek_jax.models.network_config import as_stacked
+from deepseek_jax.models.network_config import require_model_config
 from deepseek_jax.models.reward import decoder_params
 from deepseek_jax.parallel.shard import batch_sharding
 from deepseek_jax.recipes.kinds.reinforce import amount_of
@@ -257,7 +257,7 @@ class Teachers(Source):
         configs = {}
         for name, teacher in self.by_name.items():
             with at(f"teachers.{name}"):
-                configs[name] = as_stacked(teacher.config(others), "distillation")
+                configs[name] = require_model_config(teacher.config(others), "distillation")
         return configs
 
 
@@ -279,7 +279,7 @@ class LearnFrom(Stage):
 
     @override
     def check(self, config, mesh):
-        as_stacked(config, "distillation")
+        require_model_config(config, "distillation")
         check_rows(self.settings, mesh)
 
     @override

@@ -19,7 +19,7 @@ from deepseek_jax.data.batches import abstract_batch
 from deepseek_jax.errors import at
 from deepseek_jax.files import read_json
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.network_config import Network, require_model_config
 from deepseek_jax.models.quantized import abstract_quantized
 from deepseek_jax.models.reward import abstract_head, reward_config
 from deepseek_jax.recipes.stage import Source
@@ -144,7 +144,7 @@ def _planned(block: ModelRewardSettings, policy: Network) -> PlannedReward:
         # With an adapter the decoder is in another checkpoint
         config = read_any_config(saved_fields.get("base") or folder / "decoder")
         is_int8 = saved_fields.get("quantize") is not None
-    config = as_stacked(config, "a reward model")
+    config = require_model_config(config, "a reward model")
     return planned_reward(config, block, policy.expert_buffer, is_int8)
 
 

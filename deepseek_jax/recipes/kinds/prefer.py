@@ -26,7 +26,7 @@ from deepseek_jax.evaluation.preference import label_report, pair_report
 from deepseek_jax.losses.preference import batch_rewards, reward_loss
 from deepseek_jax.models.adapter_settings import AdapterSettings
 from deepseek_jax.models.config import ModelConfig
-from deepseek_jax.models.network_config import as_stacked
+from deepseek_jax.models.network_config import require_model_config
 from deepseek_jax.models.params import count_params
 from deepseek_jax.models.reward import abstract_head, reward_config, reward_params
 from deepseek_jax.parallel.shard import put_share
@@ -75,7 +75,7 @@ def train_reward_model(
         base: With an adapter, the path of the frozen parameters.
     """
     (train, held_out), mesh = records, run.mesh
-    config = as_stacked(policy.config, "a reward model")
+    config = require_model_config(policy.config, "a reward model")
     params = reward_params(config, policy.params, mesh, jax.random.key(settings.seed))
     model = reward_config(config)
 
@@ -212,7 +212,7 @@ class RewardTraining(Stage):
 
     @override
     def check(self, config, mesh):
-        as_stacked(config, "a reward model")
+        require_model_config(config, "a reward model")
         check_positions(self.settings, config)
         check_rows(self.settings, mesh, config.pipeline_micro_batches)
 

@@ -28,7 +28,7 @@ from deepseek_jax.distill.token_alignment import shared_vocabulary
 from deepseek_jax.distill.update import train_student
 from deepseek_jax.errors import at
 from deepseek_jax.evaluation.conversation_loss import ConversationLoss
-from deepseek_jax.models.network_config import Network, as_stacked
+from deepseek_jax.models.network_config import Network, require_model_config
 from deepseek_jax.recipes.distill.settings import StudentSettings
 from deepseek_jax.recipes.distill.tasks import StudentTexts, TransferTask, mixed
 from deepseek_jax.recipes.kinds.tune import check_conversations
@@ -198,7 +198,7 @@ class StudentRun:
         texts = (render(conversations[i], i) for i in range(len(conversations)))
         with self.stage.at(), at("loss"):
             records = top_k_records(
-                as_stacked(teacher.config, "distillation"),
+                require_model_config(teacher.config, "distillation"),
                 teacher.params,
                 texts,
                 top_k,
@@ -270,8 +270,8 @@ def objective_of(
     loss, on_policy = stage.settings.loss, stage.settings.loss.on_policy
     with stage.at(), at("loss"):
         objective = Objective(
-            student=as_stacked(config, "distillation"),
-            teacher=None if teacher is None else as_stacked(teacher, "distillation"),
+            student=require_model_config(config, "distillation"),
+            teacher=None if teacher is None else require_model_config(teacher, "distillation"),
             weights={name: weight for name, weight in loss.weights.items() if weight},
             divergence=loss.divergence,
             beta=loss.beta,

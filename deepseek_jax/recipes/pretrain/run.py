@@ -25,7 +25,7 @@ from deepseek_jax.evaluation.perplexity import held_out_loss
 from deepseek_jax.files import read_json
 from deepseek_jax.losses.next_token import next_token_loss
 from deepseek_jax.models.config import ModelConfig, names_architecture
-from deepseek_jax.models.network_config import Network, as_stacked, build_model
+from deepseek_jax.models.network_config import Network, build_model, require_model_config
 from deepseek_jax.models.trained_part import INDEXER, with_indexers
 from deepseek_jax.parallel.processes import first_process, say
 from deepseek_jax.recipes.kinds.given import GivenPolicy, Random
@@ -173,7 +173,7 @@ class Checkpoint(GivenPolicy):
         model = settings.overridden(config)
         if settings.gains_indexers(config):
             say(f"init_from={path!r} has no indexers; random ones are added")
-            dense = as_stacked(model, "random indexers")
+            dense = require_model_config(model, "random indexers")
             params = with_indexers(dense, params, mesh, settings.seed)
         return params
 
