@@ -176,6 +176,9 @@ def over_queries(function: Callable, queries: Any, keys: Any, whole: Any = None)
 
 def _whole_rows(mesh, x, axes):
     """Gather rows [b s/n ...], inside shard_map. Their gradient is summed in float32."""
+    # DeepSeek-V4's entries of a row that is shorter than one of them, as when parameters are created
+    if not x.shape[1]:
+        return x
     if jnp.issubdtype(x.dtype, jnp.floating):
         # As a matrix: libtpu 0.0.50 does not lower the reduce-scatter of float32[1 s z] for sparse cores
         b, s, *inner = x.shape
