@@ -1,4 +1,4 @@
-"""Tensors of a folder of DeepSeek-V4: FP4 and FP8 with e8m0 scales, which are powers of two.
+"""Read the tensors of a DeepSeek-V4 folder: FP4 and FP8 weights, and scales that are powers of two.
 
 Tests: tests/checkpoint/test_v4_import.py.
 """

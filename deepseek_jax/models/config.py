@@ -1,6 +1,7 @@
 """ModelConfig: the network as a checkpoint's config.json describes it, and its checks."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from deepseek_jax.models.remat_policies import RematName
@@ -397,9 +398,15 @@ class ModelConfig:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The ids of the tokens that end a completion, as a tuple; empty if there are none."""
-        eos = self.eos_token_id
-        # Not "if eos": token 0 may be an end token
-        return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
+        return as_ids(self.eos_token_id)
+
+
+def as_ids(eos: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the ids of config.json's eos_token_id as a tuple; () if there are none."""
+    # Not "if eos": token 0 may be an end token
+    if eos is None:
+        return ()
+    return (eos,) if isinstance(eos, int) else tuple(eos)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What losses, recipes and programs call of a network, chosen by its kind in this file alone.
+"""Forward passes of any network: each function calls the decoder that the config belongs to.
 
 `carried` is what multi-token prediction reads of the layers: the hidden states [b t d] after the
 final norm, or DeepSeek-V4's streams [b t z d].

@@ -27,7 +27,7 @@ IN_BOUNDS = "promise_in_bounds"
 
 
 class Queries(NamedTuple):
-    """What the queries of a row read keys with.
+    """Queries of attention, and of the indexer where it learns.
 
     Attributes:
         q: [b t h x], absorbed: the first c numbers are products with k_up, the others are rotated.

@@ -11,6 +11,7 @@ from deepseek_jax.models.config import (
     IndexerSizes,
     Remat,
     RopeScaling,
+    as_ids,
 )
 from deepseek_jax.settings import Count, Natural, NonNegative, Positive, build
 
@@ -305,8 +306,7 @@ class V4Config:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The ids of the tokens that end a completion, as a tuple; empty if there are none."""
-        eos = self.eos_token_id
-        return () if eos is None else tuple(eos) if isinstance(eos, tuple | list) else (eos,)
+        return as_ids(self.eos_token_id)
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:

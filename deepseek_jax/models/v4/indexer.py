@@ -60,7 +60,7 @@ class LightningIndexer(nn.Module):
         return self._index(x_btd, latent_btq, places, keys)
 
     def decode(self, x_b1d, latent_b1q, positions_b1, places: Places, cache: CompressorCache):
-        """Do __call__ for one token of each sequence, whose keys are in the cache.
+        """Compute the scores' operands for one new token of each sequence; its keys are in the cache.
 
         Args:
             x_b1d: [b 1 d].
@@ -141,8 +141,9 @@ def loss(config: V4Config, index: Index, q_bthx, keys: Keys, scale: float):
     def query_losses(queries, rows, first, sink_h):
         (q, w, q_bthx, selected), (k, kv, segments, entries_kv, windows) = queries, rows
         keys = Keys(kv, segments, sink_h, Entries(entries_kv, windows, selected))
-        options = dict(window=config.sliding_window, scale=scale, first=first)
-        return entry_loss((q, k, w), q_bthx, keys, **options)
+        return entry_loss(
+            (q, k, w), q_bthx, keys, window=config.sliding_window, scale=scale, first=first
+        )
 
     queries = index.q, index.w, q_bthx, entries.selected
     rows = index.k, keys.kv, keys.segments, entries.kv, entries.windows
