@@ -4,9 +4,12 @@ So all directions of a matrix learn at one pace (https://kellerjordan.github.io/
 arXiv:2502.16982). The constants are DeepSeek-V4's (arXiv:2606.19348).
 """
 
+import collections
+import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from deepseek_jax.models.layers import matrix_input_axes
@@ -29,20 +32,21 @@ def scale_by_muon(momentum: float, moment_dtype: str):
     and each half of a gated MLP's first weight is a matrix of its own. So are the two
     up-projections of a latent, which checkpoints join. All heads of a projection are one matrix.
     """
-    # Without optax's own momentum, which corrects the bias of M and of G separately: at first G
-    # would weigh too much
-    newton_schulz = optax.contrib.scale_by_muon(
-        ns_coeffs=COEFFICIENTS,
-        ns_steps=len(COEFFICIENTS),
-        beta=0.0,
-        nesterov=False,
-        weight_dimension_numbers=lambda params: jax.tree.map_with_path(_matrix, params),
-    )
 
     def direction(momenta, params):
-        # Its state is all zeros. To store it would take a second buffer of moments
-        orthogonal_momenta, _ = newton_schulz.update(momenta, newton_schulz.init(momenta))
-        return jax.tree.map_with_path(lambda p, x: x * _scale(p, x), orthogonal_momenta)
+        # DeepSeek-V4's layers have parameters of their own. A loop over those that are alike compiles
+        # once, where each would be ten steps of three products
+        leaves, tree = jax.tree.flatten_with_path(momenta)
+        alike = collections.defaultdict(list)
+        for number, (path, x) in enumerate(leaves):
+            alike[path[1:], x.shape].append(number)
+        directions = {}
+        for numbers in alike.values():
+            path = leaves[numbers[0]][0]
+            stack = jnp.stack([leaves[number][1] for number in numbers])
+            moved = jax.lax.map(functools.partial(_direction, path), stack)
+            directions |= zip(numbers, moved, strict=True)
+        return jax.tree.unflatten(tree, [directions[number] for number in range(len(leaves))])
 
     return optax.chain(
         optax.trace(momentum, nesterov=True, accumulator_dtype=moment_dtype),
@@ -61,6 +65,24 @@ def is_matrix(path):
     return matrix_input_axes(path) is not None
 
 
+def _direction(path, momentum):
+    """Orthogonalise one parameter's momentum, and scale it."""
+    matrix = _matrix(path, momentum)
+    # Without optax's own momentum, which corrects the bias of M and of G separately: at first G
+    # would weigh too much
+    newton_schulz = optax.contrib.scale_by_muon(
+        ns_coeffs=COEFFICIENTS,
+        ns_steps=len(COEFFICIENTS),
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=lambda _: matrix,
+    )
+    # Its state is all zeros. To store it would take a second buffer of moments
+    orthogonal, _ = newton_schulz.update(momentum, newton_schulz.init(momentum))
+    widths = [math.prod(momentum.shape[axis] for axis in axes) for axes in matrix]
+    return orthogonal * (UPDATE_RMS * max(widths) ** 0.5)
+
+
 def _matrix(path, leaf):
     inputs = matrix_input_axes(path)
     assert inputs is not None, f"{path} is no matrix, see is_matrix"
@@ -69,8 +91,3 @@ def _matrix(path, leaf):
     if path[-1].key == "gate_up":
         outputs = outputs[1:]
     return optax.contrib.MuonDimensionNumbers(tuple(inputs), tuple(outputs))
-
-
-def _scale(path, leaf):
-    widths = [math.prod(leaf.shape[axis] for axis in axes) for axes in _matrix(path, leaf)]
-    return UPDATE_RMS * max(widths) ** 0.5

@@ -128,6 +128,28 @@ def test_in_deepseek_v4_all_but_vectors_tables_and_vocabulary_are_matrices():
     assert others == {"embedding", "head", "scale", "expert_table"} | biases
 
 
+def test_layers_with_parameters_of_their_own_share_one_program():
+    """Oracle: each parameter moved alone, to the bit; and two more layers add no product to the program."""
+    products = []
+    for more in (0, 2):
+        sizes = models.deepseek_v4_tiny()
+        sizes["layer_types"] = (*sizes["layer_types"], *sizes["layer_types"][-1:] * more)
+        sizes["num_hidden_layers"] += more
+        config = build_model(sizes)
+        params = nn.unbox(init_params(config, jax.random.key(0)))
+        tx, grads = make(), random_leaves(params, jax.random.key(1))
+        state = tx.init(params)
+        products.append(str(jax.make_jaxpr(tx.update)(grads, state, params)).count("dot_general"))
+    assert products[0] == products[1]
+    updates, _ = jax.jit(tx.update)(grads, state, params)
+    for path, leaf in jax.tree.leaves_with_path(updates):
+        keys = [key.key for key in path]
+        if is_matrix(path) and keys[0] in ("layers_0", "layers_2"):
+            grad, own = (nest(keys, functools.reduce(dict.get, keys, x)) for x in (grads, params))
+            (alone,) = jax.tree.leaves(jax.jit(tx.update)(grad, tx.init(own), own)[0])
+            np.testing.assert_array_equal(leaf, alone, err_msg=str(keys))
+
+
 def test_the_momentum_is_that_of_torch():
     """Oracle: what enters the Newton-Schulz steps of torch.optim.Muon at each of 20 updates, orthogonalised
     in float64: torch's own steps are bfloat16 with other coefficients, and a factor of their input cancels.
