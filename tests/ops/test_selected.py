@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -69,6 +70,44 @@ def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, alive):
     for mine, other in zip(*map(jax.tree.leaves, (ours[0], theirs[0])), strict=True):
         assert topk == 1 or np.abs(other).max() > 1e-2
         np.testing.assert_allclose(mine, other, atol=1e-4 * max(np.abs(other).max(), 1e-2), rtol=0)
+
+def test_gathered_keys_are_attended_to_as_tokamax_does():
+    """Oracle: tokamax's reference of sparse MLA, with FP8 keys in pages, without a sink and a window. A query
+    that selected fewer keys than others; and each key's value is the whole key.
+    """
+    sparse = pytest.importorskip(
+        "tokamax._src.ops.sparse_mla.reference", reason="needs tokamax, which needs Python 3.12"
+    )
+    layout = pytest.importorskip("tokamax._src.ops.dsv4_compressor.csa_cache_layout")
+    t, keys, page, topk, width = 12, 32, 8, 6, sparse.HEAD_DIM
+    rng = np.random.default_rng(0)
+    slots = np.stack([rng.permutation(keys)[:topk] for _ in range(t)])
+    slots[3, 2:] = -1
+    nope = normal(1, keys, sparse.NOPE_DIM).astype(ml_dtypes.float8_e4m3fn)
+    rope = normal(2, keys, sparse.ROPE_DIM).astype(ml_dtypes.bfloat16)
+    # Behind the bytes of a key: the exponents of its scales, 1 here
+    cache = np.concatenate([nope.view(np.uint8), np.full((keys, 64), 127, np.uint8)], axis=-1)
+    q, none = normal(0, t, H, width) / 8, np.full((t, H), -1e30, np.float32)
+    theirs = sparse.sparse_ragged_paged_attention(
+        q,
+        layout.slabs_to_words(jnp.asarray(cache.reshape(-1, page, 4, 128))),
+        layout.encode_rope(jnp.asarray(rope)).reshape(-1, page // 4, layout.ROW_WORDS),
+        slots,
+        np.arange(keys // page),
+        np.array([0, t]),
+        np.array([0, 0, 1]),
+        none[0],
+        np.zeros((t, H, width), np.float32),
+        np.zeros((t, H), np.float32),
+        none,
+        sm_scale=SCALE,
+    )
+    latents = np.concatenate([np.float32(nope), np.float32(rope)], axis=-1)
+    queries = Queries(q[None], None, None)
+    ours, _ = attend_selected(
+        queries, latents[None], slots[None], kv_lora_rank=width, scale=SCALE
+    )
+    np.testing.assert_allclose(ours[0], theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_definition_by_a_loop():
