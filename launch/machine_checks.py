@@ -35,6 +35,7 @@ from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.fp8_grouped import grouped_fp8
 from deepseek_jax.ops.grouped_matmul import grouped_matmul, product_over_rows
+from deepseek_jax.ops.index_loss import index_loss
 from deepseek_jax.ops.platform import FORMS, form_of, plain_forms
 from deepseek_jax.ops.selection import select
 from deepseek_jax.parallel.ragged import ragged_all_to_all
@@ -197,6 +198,9 @@ def cases() -> list[Case]:
     """
     segment_ids = jnp.ones((1, LENGTH), jnp.int32)
     qkv = several(jnp.bfloat16, *[(1, LENGTH, 2, 128)] * 3)
+    of_heads, of_keys, of_weights = (1, LENGTH, 8, 128), (1, LENGTH, 128), (1, LENGTH, 8)
+    index = several(jnp.bfloat16, of_heads, of_keys, of_weights)
+    queries_and_keys = several(jnp.bfloat16, of_heads, of_heads)
     query_and_cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
     rows, kernel = several(jnp.bfloat16, (1024, 128), (4, 128, 256))
     counts, mask = jnp.array([256, 0, 512, 256]), jnp.ones((2, 256), bool)
@@ -208,6 +212,7 @@ def cases() -> list[Case]:
         Case("prepare", _decoded, (few_rows, wide_matrix)),
         Case("attend", lambda *a: attend(*a, scale=0.1, segment_ids=segment_ids), qkv, True),
         Case("attend_latent", functools.partial(_latent, mask), query_and_cache),
+        Case("index_loss", functools.partial(_index_loss, queries_and_keys), index, True),
         Case("kth_largest", lambda s: select(s, s < 1e9, 64).astype(jnp.float32), (scores,)),
         Case("grouped_matmul", lambda r, k: grouped_matmul(r, k, counts), (rows, kernel), True),
         Case("product_over_rows", lambda r: product_over_rows(r, r, counts), (rows,)),
@@ -296,6 +301,11 @@ def _decoded(x, w):
 
 def _latent(mask, q, cache):
     return attend_latent(q, cache, kv_lora_rank=128, scale=0.1, mask=mask)
+
+
+def _index_loss(attention, *index):
+    segments = jnp.ones(index[1].shape[:2], jnp.int32)
+    return index_loss(index, attention, segments, segments, None, first=0, scale=0.1)
 
 
 def _dequantized(x):

@@ -3,12 +3,15 @@
 DeepSeek-V3.2-Exp, section 2.1; arXiv:2512.02556.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from deepseek_jax.ops.attention import MASKED
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.platform import size_of
+from deepseek_jax.ops.pallas import index_loss as pallas
+from deepseek_jax.ops.platform import choose, size_of
 from deepseek_jax.ops.selection import index_scores, over_query_blocks, seen, unpacked
 from deepseek_jax.ops.window_attention import (
     Keys,
@@ -18,7 +21,17 @@ from deepseek_jax.ops.window_attention import (
 )
 
 
-def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, scale: float):
+def index_loss(
+    index,
+    attention,
+    segments_bt,
+    segments_bs,
+    selected,
+    *,
+    first,
+    scale: float,
+    implementation: str | None = None,
+):
     """Return KL(p_t || softmax(I_t)) of each token, in nats, 0 on padding: float32[b t].
 
     p_t is the mean over heads of attention's probabilities, and I_t are the index scores. Both are
@@ -27,7 +40,7 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
     from this one.
 
     Scores are in memory for one block of queries at a time. For a long row, attention's scores are
-    in memory for one head at a time.
+    in memory for one head at a time. A TPU's kernels have no scores in memory.
 
     Args:
         index: (q [b t j y], k [b s y], w [b t j]), see ops.selection.index_scores.
@@ -37,7 +50,26 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
         selected: uint8[b t z], bits of ops.selection.select_rows, or None.
         first: int32[], index of query 0 in its row.
         scale: Factor of attention's scores.
+        implementation: "plain", or the Pallas kernels, "kernel", or their emulation, "interpreted",
+            which take no selection. None is the choice of ops.platform.
+
+    Raises:
+        ValueError: If this machine lacks the implementation.
     """
+    at_t = first + jnp.arange(segments_bt.shape[1])
+    compute = choose(
+        "index_loss",
+        implementation if selected is None else "plain",
+        lambda: pallas.takes(index, attention),
+        plain=functools.partial(_loss_by_blocks, selected=selected),
+        kernel=pallas.index_loss,
+        interpreted=functools.partial(pallas.index_loss, interpret=True),
+    )
+    kl_bt = compute(index, attention, segments_bt, segments_bs, at_t, scale)
+    return jnp.where(segments_bt > 0, kl_bt, 0.0)
+
+
+def _loss_by_blocks(index, attention, segments_bt, segments_bs, at_t, scale, selected):
     (q_btjy, k_bsy, w_btj), (q_bthx, k_bshx) = index, jax.lax.stop_gradient(attention)
 
     # The gradient recomputes the block's scores
@@ -48,10 +80,8 @@ def index_loss(index, attention, segments_bt, segments_bs, selected, *, first, s
         if bits:
             mask_bts &= unpacked(bits[0], k_bsy.shape[1])
         share_bts = _shares_of_attention(q_bthx, k_bshx, mask_bts, scale)
-        kl_bt = divergence(share_bts, index_scores(q_btjy, k_bsy, w_btj), mask_bts)
-        return jnp.where((segments_bt > 0) & (at_t >= 0), kl_bt, 0.0)
+        return divergence(share_bts, index_scores(q_btjy, k_bsy, w_btj), mask_bts)
 
-    at_t = first + jnp.arange(q_btjy.shape[1])
     bits = () if selected is None else (selected,)
     arrays = q_btjy, w_btj, q_bthx, segments_bt, *bits
     return over_query_blocks(one_block, k_bsy.shape[1], at_t, *arrays)[:, : len(at_t)]

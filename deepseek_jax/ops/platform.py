@@ -18,6 +18,8 @@ FORMS = {
     "attend": {"any": "blockwise", "tpu": "splash"},
     # How to find the k-th largest of a row's index scores
     "kth_largest": {"any": "bits", "cpu": "sorted"},
+    # Over all keys of a row
+    "index_loss": {"any": "plain", "tpu": "kernel"},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
     # A kernel scales the sum of each 128 terms. Each expert's rows fill whole tiles of the kernel

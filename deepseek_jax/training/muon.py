@@ -40,7 +40,7 @@ def scale_by_muon(momentum: float, moment_dtype: str):
         alike = collections.defaultdict(list)
         for number, (path, x) in enumerate(leaves):
             alike[path[1:], x.shape].append(number)
-        directions = {}
+        directions: dict[int, jax.Array] = {}
         for numbers in alike.values():
             path = leaves[numbers[0]][0]
             stack = jnp.stack([leaves[number][1] for number in numbers])

@@ -71,6 +71,7 @@ def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, alive):
         assert topk == 1 or np.abs(other).max() > 1e-2
         np.testing.assert_allclose(mine, other, atol=1e-4 * max(np.abs(other).max(), 1e-2), rtol=0)
 
+
 def test_gathered_keys_are_attended_to_as_tokamax_does():
     """Oracle: tokamax's reference of sparse MLA, with FP8 keys in pages, without a sink and a window. A query
     that selected fewer keys than others; and each key's value is the whole key.
@@ -104,9 +105,7 @@ def test_gathered_keys_are_attended_to_as_tokamax_does():
     )
     latents = np.concatenate([np.float32(nope), np.float32(rope)], axis=-1)
     queries = Queries(q[None], None, None)
-    ours, _ = attend_selected(
-        queries, latents[None], slots[None], kv_lora_rank=width, scale=SCALE
-    )
+    ours, _ = attend_selected(queries, latents[None], slots[None], kv_lora_rank=width, scale=SCALE)
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-5, atol=1e-5)
 
 
