@@ -20,6 +20,9 @@ CALLING_STARTS = ("async-start", "call-start")
 # Endings of the kinds that run at the same time as others, such as copies of weights into vector
 # memory
 HALVES = ("-start", "-update", "-done")
+# A fusion within a fusion that only changes the tiles of its operand, as libtpu 0.0.50 writes for tpu7x: it
+# moves nothing by itself, so a slice of its result reads a part of its operand
+RETILES = r"output_to_operand_aliasing=\{(\{\}): \(0, \{\}\)\}"
 # These custom calls reserve memory or mark a time
 FREE_TARGETS = r'custom_call_target="(AllocateBuffer|PrepareAsyncCall\w*)"'
 
@@ -119,7 +122,7 @@ def _read(computations, body, name):
         elif user.kind == "tuple" and body[name].kind == "parameter":
             # The value is passed on as it is
             continue
-        elif user.kind in VIEWS:
+        elif user.kind in VIEWS or user.attribute(RETILES):
             total += _read(computations, body, user.name)
         elif user.kind == "fusion":
             inner = computations[user.called()]
@@ -144,7 +147,7 @@ def _written(computations, body, output):
         return _written(computations, inner, inner.root)
     if output.kind in WRITES and len(output.result) == 1:
         target, part = body[output.operands[0]], body[output.operands[WRITES[output.kind]]]
-        while target.kind in ("bitcast", "get-tuple-element"):
+        while target.kind in ("bitcast", "get-tuple-element") or target.attribute(RETILES):
             target = body[target.operands[0]]
         written = sum(array.bytes for array in part.result)
         if target.kind == "parameter":

@@ -19,7 +19,7 @@ from launch.planning.hlo_collectives import Collective
 from launch.planning.records import COSTS, CompiledProgram, Memory
 
 # The version of what is read from a program. With a new number, everything is compiled anew
-VERSION = 5
+VERSION = 6
 # Environment variables with flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
