@@ -414,6 +414,11 @@ def r1_distill_llama_70b() -> dict:
     return _llama3(8192, 28672, 80, 64)
 
 
+def llama3_1_405b() -> dict:
+    """Llama-3.1-405B (arXiv:2407.21783), a published step of training."""
+    return _llama3(16384, 53248, 126, 128)
+
+
 def smollm2_135m() -> dict:
     """SmolLM2-135M-Instruct (arXiv:2502.02737): real weights that a laptop trains."""
     return dict(
