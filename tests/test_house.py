@@ -96,7 +96,7 @@ def test_settings_are_read_without_a_sampler_orbax_or_a_model():
 
 
 def test_each_module_says_which_tests_hold_it():
-    """Oracle: the files: that of the module's name in the mirror, or what its docstring names. Whether these
+    """Oracle: the files: that of the module's name in the mirror, and what its docstring names. Whether these
     catch a fault of the module is what `python -m tests.mutants --module=all` tries.
     """
     tests = {module: held.tests_of(module) for module in held.modules()}

@@ -20,7 +20,6 @@ from deepseek_jax.models import (
     init_params,
     reported_states,
 )
-from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.models.indexer import Index, gathers, select
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import SIZES
@@ -135,15 +134,6 @@ def test_decoding_with_a_top_k_that_covers_the_row_is_our_v3s_exactly():
     ours, theirs = (generate(*model, PROMPTS, **SAMPLED) for model in wide_and_dense())
     np.testing.assert_array_equal(ours.completion_ids, theirs.completion_ids)
     np.testing.assert_array_equal(ours.sampler_logprobs, theirs.sampler_logprobs)
-
-
-def test_slots_of_a_ring_are_ordered_by_position():
-    """Oracle: by hand: two slots of prompts, a ring of four whose newest entry is in slot 3."""
-    slots = jnp.arange(6)[None]
-    ordered = in_order(slots, 2, jnp.int32(3))
-    np.testing.assert_array_equal(ordered[0], [0, 1, 4, 5, 2, 3])
-    back = slots_in_order(jnp.arange(6)[None], 6, 2, jnp.int32(3))
-    np.testing.assert_array_equal(back, ordered)
 
 
 @pytest.mark.parametrize("prefix, selects", [(3, True), (2, False)])
