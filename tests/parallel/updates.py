@@ -148,7 +148,7 @@ def check(metrics, state, wanted, rtol=1e-5):
 
     def compare(path, ours, theirs, tolerance):
         for shard in ours.addressable_shards:
-            error = np.abs(shard.data - theirs[shard.index]).max()
+            error = np.abs(np.asarray(shard.data) - theirs[shard.index]).max()
             assert error <= tolerance * np.abs(theirs).max(), (jax.tree_util.keystr(path), error)
 
     exactly = functools.partial(compare, tolerance=0)

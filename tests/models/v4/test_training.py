@@ -20,7 +20,7 @@ from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from tests.losses.test_next_token import make_batch
 from tests.models.v4 import tiny
-from tests.tiny import random_leaves
+from tests.tiny import kept, random_leaves
 
 # The module for later tokens is a layer of a window alone
 SMALL = dict(num_hidden_layers=2, layer_types=(CSA, HCA))
@@ -28,9 +28,13 @@ CONFIG = tiny.config(**SMALL, num_nextn_predict_layers=1, indexer_loss="sparse",
 
 
 @functools.cache
-@functools.partial(jax.jit, static_argnums=0)
 def random_params(config):
     """Every parameter random, and tables as they are."""
+    return kept(f"{config} for V4's training", lambda: make_params(config))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make_params(config):
     made = nn.unbox(init_params(config, jax.random.key(0)))
     noisy = random_leaves(made, jax.random.key(1))
 
@@ -82,10 +86,11 @@ def test_the_gradient_is_the_sum_of_its_parts():
         values, pull = jax.vjp(parts, params)
         return values, [pull(tuple(map(jnp.float32, row)))[0] for row in np.eye(4)]
 
-    values, gradients = run(params)
+    values, gradients = jax.device_get(run(params))
     assert all(value > 1e-4 for value in values)
-    assert all(optax.tree.norm(gradient) > 1e-4 for gradient in gradients)
-    value, gradient = jax.jit(jax.value_and_grad(whole))(params)
+    for gradient in gradients:
+        assert sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)) > 1e-8
+    value, gradient = jax.device_get(jax.jit(jax.value_and_grad(whole))(params))
     np.testing.assert_allclose(value, sum(values), rtol=1e-5)
     exact = jax.tree.map(lambda *parts: sum(parts), *gradients)
     for ours, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
@@ -134,7 +139,7 @@ def test_ten_updates_lower_the_loss_on_text(how):
 
     step = make_train_step(loss_fn, tx, bias_update_speed=optax.constant_schedule(0.001))
     params = jax.jit(lambda rng: nn.unbox(init_params(config, rng)))(jax.random.key(0))
-    state = TrainState.create(params, tx)
+    state = jax.jit(lambda params: TrainState.create(params, tx))(params)
     before, step = state.params, jax.jit(step)
     losses = []
     for _ in range(11):
