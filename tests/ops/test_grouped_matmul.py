@@ -74,8 +74,8 @@ def test_gradients_are_those_of_the_dense_form(split, implementation, block):
     probe = np.random.default_rng(2).normal(size=(M, F)).astype(np.float32)
 
     def gradients(form, *more):
-        value = lambda *a: (form(*a, experts, *more) * probe).sum()  # noqa: E731
-        return jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*arguments)
+        value = lambda *a: (form(*a, *more) * probe).sum()  # noqa: E731
+        return jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*arguments, experts)
 
     for ours, theirs in zip(
         gradients(mixture, implementation, block), gradients(dense), strict=True

@@ -65,7 +65,8 @@ def one_update(mesh):
     with jax.set_mesh(mesh):
         places = shardings(mesh, logical_names(boxed_shapes(CONFIG)), host)
         placed = state_shardings(mesh, places, host, GRADIENTS)
-        state = jax.device_put(TrainState.create(host, GRADIENTS), placed)
+        create = jax.jit(TrainState.create, static_argnums=1, out_shardings=placed)
+        state = create(host, GRADIENTS)
         step = jax.jit(make_step(CONFIG, micro_batches=1), out_shardings=(placed, None))
         state, metrics = step(state, put_share(mesh, make_batch(packed=True)), jax.random.key(0))
         return on_host(metrics, state)

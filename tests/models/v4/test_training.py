@@ -182,7 +182,8 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     """Oracle: what autodiff saves between the passes, by the program: numbers, apart from the arguments. With
     "full" these are the streams before each layer, and what follows the layers.
     """
-    config, tokens = tiny.config(**SMALL), np.zeros((2, 48), np.int32)
+    config = tiny.config(num_hidden_layers=1, layer_types=(CSA,))
+    tokens = np.zeros((2, 48), np.int32)
     params = random_params(config)
 
     def saved(remat):
@@ -197,7 +198,7 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     assert full < 8 * streams
     offloaded = dataclasses.replace(config, remat="offload")
     program = jax.make_jaxpr(jax.grad(lambda p: forward(offloaded, p, tokens).sum()))(params)
-    assert str(program).count("<host>[2,48,4,32]") >= 2
+    assert str(program).count("<host>[2,48,4,32]") >= 1
 
 
 @pytest.mark.slow
