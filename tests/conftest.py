@@ -74,14 +74,20 @@ def toys(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Forget compiled programs where there are many: each holds memory maps, and a process has 65530."""
+    """Forget compiled programs where there are many: each holds memory maps, and a process has 65530.
+    Else leave alone what a file has made: to look through millions of objects, as a run does at its end,
+    would take seconds each time.
+    """
     yield
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS or "REACHED" in os.environ:
         import jax  # here: a plugin must not import it before the environment above is set
 
         jax.clear_caches()
+        gc.unfreeze()
         gc.collect()
+    gc.collect(1)
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
