@@ -170,6 +170,7 @@ def report_sweep(folder, workdirs):
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_sweep_reports_ends_it(folder):
     """Oracle: the status of a shell for Ctrl-C, and a line: the runs are complete, and stay so."""
     (folder / "plugins" / "polling.py").write_text(RECIPE + INTERRUPTED_REPORT)

@@ -195,7 +195,7 @@ def test_a_group_with_one_prompt_scores_as_rows_of_their_own():
     np.testing.assert_allclose(shared[mask], own[mask], atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8", others_slow([False, True], False))
 def test_long_rows_gather_the_keys_that_short_ones_mask(monkeypatch, fp8):
     """Oracle: attention under a mask, and the program: it has no expanded keys. In FP8 the up-projections of
     keys and values are rounded in the masked form alone.

@@ -127,13 +127,13 @@ def alone(route):
     def loss(x, weights, kernels):
         return probe(dense(x, ROUTES[route], weights, kernels))
 
-    return exact, jax.grad(loss, argnums=(0, 1, 2))(x, weights, (up, down))
+    return exact, jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, weights, (up, down))
 
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("implementation", ["padded", "ragged"])
-# Devices in another order have the axes of "expert, context"
-@pytest.mark.parametrize("mesh", others_slow(MESHES, *(set(MESHES) - {"expert, context"})))
+# Devices in another order have the axes of "expert, context", and "expert" is within the mixed mesh
+@pytest.mark.parametrize("mesh", others_slow(MESHES, *list(MESHES)[1::2]))
 def test_every_token_reaches_all_its_experts_and_comes_back(mesh, implementation, route):
     """Oracles: a numpy loop over tokens and choices in float64; gradients of every expert on every token."""
     y, gradients, _ = exchanged(mesh, implementation, route)

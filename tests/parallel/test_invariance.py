@@ -109,8 +109,8 @@ def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
     check(*one_update(make_mesh(**sizes), **rest, model="V3.2"), plain("V3.2"))
 
 
-# By default one mesh that splits rows of queries
-GATHERED = next(how for how in SPARSE if how["mesh"] == MIXED[1])
+# By default the mesh that splits rows of queries, and nothing else
+GATHERED = PLAIN | dict(mesh="context")
 
 
 @pytest.mark.parametrize("how", others_slow(SPARSE, GATHERED), ids=name_of)

@@ -194,7 +194,7 @@ class Added(RolloutLog):
 
 def check_own_rows():
     """Assert that a process has the completions that its devices sampled, and the numbers of all."""
-    config, params = tiny_model("mla_moe")
+    config, params = tiny_model("gqa")
     params = jax.device_get(params)
     mesh = make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):

@@ -19,7 +19,7 @@ from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
 from tests.rollout.conversing import QUESTIONS, asked, opened, talking
 from tests.rollout.test_talk import chatting_bytes
-from tests.tiny import CONFIGS, random_leaves, tiny_model
+from tests.tiny import CONFIGS, kept, random_leaves, tiny_model
 
 GREEDY = Sampling(0.0)
 LENGTH = 80
@@ -128,7 +128,8 @@ def calling():
         prompt = policy.tools.prompt({"question": FIRST})
         row = [*tokenizer.encode(CALL), *end, *form.results([Call("add", {})], ["3"])]
         row += [*tokenizer.encode("3"), *end, *form.user(SECOND), *tokenizer.encode("yes"), *end]
-        yield policy.with_params(learned(config, prompt, row)), [*prompt, *row]
+        params = kept(f"{config} {prompt} {row}", lambda: learned(config, prompt, row))
+        yield policy.with_params(params), [*prompt, *row]
 
 
 def learned(config, prompt, row):
