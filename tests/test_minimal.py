@@ -298,6 +298,7 @@ def questions_of(answers):
     return [answer.split("=")[0] for answer in answers.split()]
 
 
+@pytest.mark.slow
 def test_the_loop_learns_in_a_few_steps(capsys):
     """Oracle: its own lines: the loss of 60 steps falls by more than half from that of a uniform guess. The
     run at the page's end has lines of this form, with the same questions, and learns as the slow test asks.

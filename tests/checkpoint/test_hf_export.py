@@ -58,6 +58,7 @@ def test_untouched_released_checkpoint_comes_back_byte_for_byte(released, tmp_pa
     assert again == json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_untouched_v3_2_keeps_scales_that_are_no_powers_of_two(tmp_path):
     """Oracle: the folder it came from; o_proj's scales alone are none, against config.json's ue8m0."""
     write_released_checkpoint(tmp_path, family="deepseek_v32")

@@ -148,6 +148,7 @@ def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
     """Oracle: the file that the run saves when asked to stop; exit status 75; no other run is started."""
     sweep = start(folder, "--config.wait=true")

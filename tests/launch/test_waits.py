@@ -75,6 +75,7 @@ def in_order(lines, wanted):
     return all(any(line.startswith(words) for line in rest) for words in wanted)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_waits_for(tmp_path):
     """Oracle: by hand: what takes long, in order; nothing of TFDS's downloads; a phase's last line before
     what follows; and the whole run's time for its silences.

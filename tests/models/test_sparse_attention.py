@@ -291,6 +291,7 @@ def test_other_losses_refuse_to_drop_the_indexers():
         hidden_states(dataclasses.replace(config, indexer_loss="sparse"), params, np.ones((1, 4)))
 
 
+@pytest.mark.slow
 def test_the_indexer_trains_on_rows_shorter_than_its_top_k():
     """Oracle: sparse equals dense there, and neither is 0."""
     config, params = tiny_model("sparse")

@@ -25,7 +25,7 @@ def tests_of(module: Path) -> list[str]:
     room, *folders = module.parts[:-1]
     mirror = Path("tests", *([] if room == "deepseek_jax" else [room]), *folders)
     path = mirror / f"test_{module.name}"
-    named = re.findall(r"tests/[\w/]+\.py", _docstring(module))
+    named = re.findall(r"tests/[\w/]*test_\w+\.py", _docstring(module))
     return [str(path), *named] if (ROOT / path).exists() else named
 
 

@@ -41,7 +41,7 @@ def loop_loss(index, attention, segments, chosen):
 
 # The blockwise form is that of long rows, and of others the whole one
 @pytest.mark.parametrize("blocks", others_slow([False, True], True), ids=["whole", "blocks"])
-@pytest.mark.parametrize("topk", [None, 4, 40], ids=["dense", "sparse", "short"])
+@pytest.mark.parametrize("topk", others_slow([None, 4, 40], 4), ids=["dense", "sparse", "short"])
 def test_the_loss_is_the_divergence_from_attention(monkeypatch, topk, blocks):
     """Oracle: the definition by a loop over tokens, in float64, and autograd through it. Packed documents and
     padding; a top-k of 40 covers the row of 29, where the loss must train too.

@@ -113,6 +113,7 @@ def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
 GATHERED = PLAIN | dict(mesh="context")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", others_slow(SPARSE, GATHERED), ids=name_of)
 def test_gathered_keys_learn_as_masked_ones_on_one_device(monkeypatch, how):
     """Oracle: the plain path of V3.2, whose queries mask the keys that they do not select. Blocks of three

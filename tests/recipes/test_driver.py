@@ -268,6 +268,7 @@ def test_more_steps_go_on_where_the_schedule_is_constant(left, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", others_slow([dict(num_steps=6), dict(seed=1)], dict(seed=1)))
 def test_what_is_run_anew_may_be_stopped_and_resumed(left, change):
     """Oracle: that the second call, which is not told to drop anything, ends the run."""

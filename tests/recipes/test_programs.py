@@ -319,6 +319,7 @@ def planned_programs(recipe, config, mesh):
     return {program.name: program for program in planned}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, dtype, fields",
     [

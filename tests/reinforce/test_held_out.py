@@ -145,6 +145,7 @@ def test_a_resumed_run_repeats_no_measurement_and_skips_none(tmp_path, whole, en
     assert timeless(tmp_path) == whole[1] and list(whole[1][1]) == [0, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_a_measurement_saves_the_steps_before_it(
     tmp_path, whole, monkeypatch, capsys
 ):

@@ -169,6 +169,7 @@ def on_mesh(kind, mesh, layers):
         return answered(policy, slots=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, axes", others_slow(CASES, ("experts", "mixed")))
 def test_eight_devices_hold_the_conversations_of_one(monkeypatch, kind, axes):
     """Oracle: one device."""

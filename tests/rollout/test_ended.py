@@ -226,6 +226,7 @@ def check_own_rows():
         assert not found[~here].any()
 
 
+@pytest.mark.slow
 def test_a_process_owns_what_its_devices_sampled():
     """Oracle: the same call in which every process gets all completions."""
     statuses, outputs = run_two(OWNING, xla_flags="--xla_force_host_platform_device_count=4")

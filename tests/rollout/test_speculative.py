@@ -107,6 +107,7 @@ FILTERED, WITH_END = (Sampling(0.8, 0.9, 4), ()), (Sampling(1.3), (2,))
 FEW, MANY = (4000, 3), (20000, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draft, how, sizes",
     others_slow(

@@ -17,6 +17,7 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
+from tests.quick import others_slow
 from tests.rollout.conversing import QUESTIONS, asked, opened, talking
 from tests.rollout.test_talk import chatting_bytes
 from tests.tiny import CONFIGS, kept, random_leaves, tiny_model
@@ -71,7 +72,10 @@ def test_turns_are_held_where_prompts_have_turns_and_nothing_else_has_a_state(
     assert ToolTalk(policy, GREEDY, LENGTH).holds_turns is holds
 
 
-@pytest.mark.parametrize("limits", [dict(turns=1), dict(turn_length=2), dict(turn_length=None)])
+@pytest.mark.parametrize(
+    "limits",
+    others_slow([dict(turns=1), dict(turn_length=2), dict(turn_length=None)], dict(turns=1)),
+)
 def test_a_limit_ends_a_conversation_with_a_line_that_says_so(limits):
     """Oracle: Policy.answer's conversations under the same limit, and the reason of their end."""
     length = 20

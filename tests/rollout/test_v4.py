@@ -97,6 +97,7 @@ def test_greedy_sampling_is_the_argmax_of_repeated_forward_passes(params):
     check_logprobs(result, PROMPTS, of)
 
 
+@pytest.mark.slow
 def test_texts_without_an_entry_are_sampled(one_layer):
     """Oracle: the forward pass, for prompts in a bucket without any entry of 32 tokens; with 4 more tokens no
     cache has one, with 20 more it begins.
@@ -120,6 +121,7 @@ def test_a_stream_is_the_rollouts_completion(one_layer):
 AXES = {"data, fsdp": dict(data=2, fsdp=4), "mixed": dict(expert=2, fsdp=2, tensor=2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", others_slow(AXES, "data, fsdp"))
 def test_slots_on_eight_devices_sample_as_on_one(params, axes):
     """Oracle: the same rollout on one device, drawn at random, in eight slots that are refilled; and the

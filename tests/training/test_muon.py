@@ -146,6 +146,7 @@ def test_in_deepseek_v4_all_but_vectors_tables_and_vocabulary_are_matrices():
     assert others == {"embedding", "head", "scale", "expert_table"} | biases
 
 
+@pytest.mark.slow
 def test_layers_with_parameters_of_their_own_share_one_program():
     """Oracle: each parameter moved alone, to the bit; and two more layers add no product to the program."""
     products = []

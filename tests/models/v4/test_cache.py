@@ -151,6 +151,7 @@ def test_a_prefill_leaves_what_decoding_would_have_left(params):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_decoding_goes_on_after_a_long_prefill(params):
     """Oracle: run_layers on rows of 232 tokens; prompts of 199 and 211 tokens."""
     tokens, lengths = np.random.default_rng(2).integers(0, 96, (2, 232)), np.array([199, 211])
@@ -167,6 +168,7 @@ def test_decoding_goes_on_after_a_long_prefill(params):
         )
 
 
+@pytest.mark.slow
 def test_an_indexer_that_selects_all_entries_is_no_indexer(csa_params):
     """Oracle: indexer_loss="dense", in which queries attend to all entries that they see, bit by bit; a
     top-k of 4 gives another result.

@@ -188,6 +188,7 @@ def test_logits_in_bfloat16_are_those_of_float32(params, held):
     assert ours.dtype == jnp.float32 and 2**-12 < error < 0.06
 
 
+@pytest.mark.slow
 def test_the_releases_roundings_are_of_keys_and_index_operands(params, monkeypatch):
     """Oracle: the ops, which loops hold, on what the same model computes without them: keys of window, CSA
     and HCA, and the selection by rounded operands. One layer, whose inputs are the same.

@@ -87,6 +87,7 @@ def test_an_entry_of_128_tokens_is_seen_from_its_last_token_on(params, at):
     np.testing.assert_array_equal(differs, ((t >= at) & (t < at + 8)) | (t >= 127))
 
 
+@pytest.mark.slow
 def test_an_indexer_of_all_entries_is_no_indexer(params):
     """Oracle: indexer_loss="dense", in which attention sees all entries; then a top-k of 4 gives another
     result.

@@ -114,6 +114,7 @@ def text_batch(length=64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, pytest.param(dict(dtype="bfloat16", remat="full"), marks=pytest.mark.slow)],
