@@ -40,8 +40,16 @@ def get_config(arg=None):
 def _pretrain(c):
     c.model.update(vocab_size=264, num_nextn_predict_layers=1)
     c.data = dict(sources=("python",), tokenizer="bytes", num_held_out=2, eval_batches=2)
-    stage = dict(sequence_length=LENGTH, batch_size=4, num_steps=1, mtp_weight=0.3)
-    stage |= dict(optimizer=dict(learning_rate=1e-3), log_every=1, eval_every=1, save_every=1)
+    stage = dict(
+        sequence_length=LENGTH,
+        batch_size=4,
+        num_steps=1,
+        mtp_weight=0.3,
+        optimizer=dict(learning_rate=1e-3),
+        log_every=1,
+        eval_every=1,
+        save_every=1,
+    )
     whole = dict(stage, bias_update_speed=0.01, balance_weight=1e-4)
     c.stages = {"stage_1": whole}
     if "index_topk" in c.model:

@@ -18,6 +18,7 @@ import pytest
 from configs.common import without_fusion_emitters
 from tests import seconds
 from tests.buckets import served_bucket
+from tests.caches import CACHES
 
 MAPS = 40_000
 SECONDS = pytest.StashKey()
@@ -35,8 +36,6 @@ XLA_FLAGS = (
     "--xla_cpu_parallel_codegen_split_count=1",
     *COLLECTIVES_WAIT,
 )
-# Outside of the clone, so that a fresh one does not compile all again. The key of a program has the flags.
-CACHES = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deepseek_jax" / "tests"
 
 # What tests make is seldom garbage: looking for it among millions of objects took a fifteenth of a run
 gc.set_threshold(50_000, 20, 100)
@@ -44,9 +43,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS]).strip()
 # As parallel.host_threads does, which would import jax
 os.environ.setdefault("NPROC", "64")
+# The key of a program has the flags
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHES / f"jax-{version('jax')}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Where in a file each operation of a program comes from, which no test reads: a tenth of a run
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads anything
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -72,14 +74,20 @@ def toys(request, tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Forget compiled programs where there are many: each holds memory maps, and a process has 65530."""
+    """Forget compiled programs where there are many: each holds memory maps, and a process has 65530.
+    Else leave alone what a file has made: to look through millions of objects, as a run does at its end,
+    would take seconds each time.
+    """
     yield
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS or "REACHED" in os.environ:
         import jax  # here: a plugin must not import it before the environment above is set
 
         jax.clear_caches()
+        gc.unfreeze()
         gc.collect()
+    gc.collect(1)
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -91,7 +91,7 @@ EVERYTHING = pytest.mark.slow(reason="one TPU's programs of each kind run by def
     "config, kind",
     [
         ("grpo_small", "tpu"),
-        ("v32_grpo_small", "tpu"),
+        pytest.param("v32_grpo_small", "tpu", marks=EVERYTHING),
         pytest.param("grpo_lora:model=smollm2", "tpu", marks=EVERYTHING),
         pytest.param("reward_model_small", "tpu", marks=EVERYTHING),
         pytest.param("distill_small", "tpu", marks=EVERYTHING),

@@ -18,7 +18,7 @@ import pytest
 import deepseek_jax as ds
 from configs import pretrain_v3
 from deepseek_jax import minimal
-from tests.tiny import MLA_MOE, VOCAB, random_leaves
+from tests.tiny import MLA_MOE, VOCAB, kept, random_leaves
 
 # The page takes any object with the names of its Config, so the house's too
 CONFIG = ds.ModelConfig(**MLA_MOE | dict(num_hidden_layers=3, n_shared_experts=2))
@@ -40,7 +40,8 @@ def house(config):
 @pytest.fixture(scope="module")
 def params():
     """No scale is 1 and no bias 0, so that none can be forgotten."""
-    return nn.unbox(random_leaves(ds.random_params(CONFIG), jax.random.key(0)))
+    make = jax.jit(lambda params: nn.unbox(random_leaves(params, jax.random.key(0))))
+    return kept(f"{CONFIG} for the page", lambda: make(ds.random_params(CONFIG)))
 
 
 def texts():
@@ -61,7 +62,7 @@ def assert_near(ours, theirs):
         error, size = np.abs(a - b).max(), np.abs(b).max()
         assert error <= 1e-5 * size, f"{jax.tree_util.keystr(path)}: {error} of {size}"
 
-    jax.tree.map_with_path(compare, ours, theirs)
+    jax.tree.map_with_path(compare, *jax.device_get((ours, theirs)))
 
 
 def test_logits_are_those_of_the_house(params):
@@ -178,7 +179,10 @@ def test_an_update_and_its_balancing_step_are_those_of_training(params):
         CONFIG, tx, minimal.next_token_loss, params, tx.init(params), batch
     )
     assert loss == pytest.approx(float(metrics["loss"]), rel=1e-6)
-    moved, theirs = (jax.tree.map(jnp.subtract, x, params) for x in (ours, state.params))
+    moved, theirs = (
+        jax.tree.map(np.subtract, x, jax.device_get(params))
+        for x in jax.device_get((ours, state.params))
+    )
     biases = [x["moe_layers"]["ffn"].pop("router_bias") for x in (moved, theirs)]
     np.testing.assert_array_equal(*biases)
     assert set(np.sign(biases[0]).flat) >= {-1, 1}
@@ -294,6 +298,7 @@ def questions_of(answers):
     return [answer.split("=")[0] for answer in answers.split()]
 
 
+@pytest.mark.slow
 def test_the_loop_learns_in_a_few_steps(capsys):
     """Oracle: its own lines: the loss of 60 steps falls by more than half from that of a uniform guess. The
     run at the page's end has lines of this form, with the same questions, and learns as the slow test asks.

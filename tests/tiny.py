@@ -2,15 +2,23 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
+from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from deepseek_jax import models
 from deepseek_jax.checkpoint import save_orbax
 from deepseek_jax.data.carried import carried_files
 from deepseek_jax.models import ModelConfig, init_params
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from deepseek_jax.worlds.arithmetic.world import SUMS
+from tests.caches import CACHES
 
 VOCAB = 50
 SIZES = dict(
@@ -69,7 +77,29 @@ def tiny_model(kind):
     def make(rng):
         return nn.unbox(random_leaves(init_params(config, rng), rng))
 
-    return config, make(jax.random.key(0))
+    return config, kept(repr(config), lambda: make(jax.random.key(0)))
+
+
+def kept(name, make):
+    """make(), a dict of dicts of arrays, from a file where it has been made before: of the same name, and by
+    the same code of models and of the file that make is in. To trace an init takes longer than most of what
+    is tested with it.
+    """
+    code = [__file__, make.__code__.co_filename, *Path(models.__file__).parent.rglob("*.py")]
+    code = sorted({Path(file).resolve() for file in code})
+    key = hashlib.sha256("".join([name, jax.__version__, *(f.read_text() for f in code)]).encode())
+    path = CACHES / "tiny" / f"{key.hexdigest()[:16]}.npz"
+    # tests.mutants notes which lines a test reaches
+    if path.exists() and "REACHED" not in os.environ:
+        flat = {name: jnp.asarray(array) for name, array in np.load(path).items()}
+        return unflatten_dict(flat, sep="/")
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Another process may read or write it
+    own = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(own, **jax.device_get(flatten_dict(made, sep="/")))
+    own.replace(path)
+    return made
 
 
 def save_tiny_model(folder, **sizes):
@@ -78,7 +108,7 @@ def save_tiny_model(folder, **sizes):
     ids = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     config = dataclasses.replace(CONFIGS["gqa"], **ids, **sizes)
     make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
-    params = make(jax.random.key(0))
+    params = kept(repr(config), lambda: make(jax.random.key(0)))
     save_orbax(folder, config, params, carried_files(tokenizer, SUMS.template))
     return config, params
 

@@ -14,15 +14,21 @@ TOPOLOGIES = ["v5p:2x2x1", "v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"]
 
 @contextlib.contextmanager
 def compiling():
-    """A block that compiles for TPUs. It keeps no program: without a TPU none can be read back."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, math.inf)
+    """A block that compiles for TPUs. It keeps no program: without a TPU none can be read back. Programs say
+    where in a file their kernels come from, as a user's do: XLA runs two equal ones of two places twice.
+    """
+    own = dict(
+        jax_persistent_cache_min_compile_time_secs=math.inf, jax_traceback_in_locations_limit=10
+    )
+    before = {name: getattr(jax.config, name) for name in own}
+    for name, value in own.items():
+        jax.config.update(name, value)
     try:
         with mock.patch.dict(os.environ, ENVIRONMENT):
             yield
     finally:
-        jax.config.update(name, before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def compiled(topology: str, function, *shapes):

@@ -5,6 +5,8 @@ These are the costs of 512 conversations at once of a small environment
 workers=8 takes 8 of 31 MiB. Each process shares all but 20 MiB with the others. A reset of all
 takes 0.2 s, and so does a turn of all with two calls each. Before that, one process reads the
 schemas and ends: 1 s, and 70 MiB.
+
+Tests: tests/environments/test_calls.py, tests/environments/test_steps.py.
 """
 
 import dataclasses

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import MLP_AXES, GatedMLP, mlp_split, weight
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_sorted
+from deepseek_jax.ops.fp8_grouped import expert_block
+from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_few
+from deepseek_jax.ops.grouped_matmul import block_size
 from deepseek_jax.ops.routing import (
     affinities,
     expert_load,
@@ -101,6 +103,7 @@ class MoE(nn.Module):
                 # FP8 rounds the master weights themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
+            block_size=expert_block if cfg.fp8 else block_size,
             buffer=cfg.expert_buffer,
         )
         y = y.reshape(x.shape)
@@ -122,7 +125,7 @@ class MoE(nn.Module):
         experts = Experts(
             choose=functools.partial(_choose, self.config),
             router=router,
-            run=run_sorted,
+            run=run_few,
             routed=routed_experts,
             beside=gated_mlp,
             shared=None if shared_mlp is None else mlp_split(*shared_mlp.weights),

@@ -3,6 +3,8 @@
 A block's values are multiplied without their scales. The block's sum is multiplied by the scales of
 both operands, and blocks add up in float32. FP8 units that promote partial sums every 128 terms
 compute the same.
+
+Tests: tests/ops/test_fp8.py, tests/ops/pallas/test_fp8.py.
 """
 
 import functools

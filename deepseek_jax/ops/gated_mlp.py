@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.fp8_grouped import expert_block, grouped_fp8
+from deepseek_jax.ops.fp8_grouped import grouped_fp8
 from deepseek_jax.ops.remat import save_for_backward
 
 
@@ -40,52 +40,55 @@ def gated_mlp(x, w_gate_up, w_down):
     return dot("mf,fd->md", swiglu(gate_mf, up_mf), w_down).reshape(x.shape)
 
 
-def run_sorted(kernels, rows_rzx, rows_per_expert):
-    """Apply experts' gated MLPs to few rows that are sorted by expert: [r z x] -> [r z x].
+def run_few(kernels, rows_rzx, rows_per_expert):
+    """Apply experts' gated MLPs to few rows, as run_experts does, without weights.
 
-    Args:
-        kernels: Gate and up, [e d 2f] or [e d 2 f], and down, [e f d].
-        rows_rzx: Rows, with their d numbers as [z x].
-        rows_per_expert: int32[e]. Results of rows past their sum are undefined.
+    One expert takes every row: rows past its own cost less than a grouped product.
     """
     w_gate_up, w_down = kernels
-    (e, f, _), (z, x) = w_down.shape, rows_rzx.shape[1:]
-    if e == 1:
-        hidden_rf = dot("rzx,zxf->rf", rows_rzx, w_gate_up.reshape(z, x, 2 * f))
-        gate_rf, up_rf = jnp.split(hidden_rf, 2, axis=-1)
-        return dot("rf,fd->rd", swiglu(gate_rf, up_rf), w_down[0]).reshape(rows_rzx.shape)
-    w_gate_up = w_gate_up.reshape(e, z * x, 2 * f)
-    hidden_rf = grouped.grouped_matmul(rows_rzx.reshape(-1, z * x), w_gate_up, rows_per_expert)
+    if len(w_down) > 1:
+        return run_experts(kernels, rows_rzx, rows_per_expert)
+    z, x = rows_rzx.shape[1:]
+    hidden_rf = dot("rzx,zxf->rf", rows_rzx, w_gate_up.reshape(z, x, -1))
     gate_rf, up_rf = jnp.split(hidden_rf, 2, axis=-1)
-    out_rd = grouped.grouped_matmul(swiglu(gate_rf, up_rf), w_down, rows_per_expert)
-    return out_rd.reshape(rows_rzx.shape)
+    return dot("rf,fd->rd", swiglu(gate_rf, up_rf), w_down[0]).reshape(rows_rzx.shape)
 
 
-def run_experts(x_md, experts_ma, weights_ma, kernels, *, fp8: bool, limit: float | None = None):
-    """Return each token's weighted sum over its experts' gated MLPs: [m d].
+def run_experts(
+    kernels,
+    rows,
+    rows_per_expert,
+    weight_r1=1.0,
+    *,
+    block: int = 1,
+    fp8: bool = False,
+    limit: float | None = None,
+):
+    """Apply experts' gated MLPs to rows that are sorted by expert, and weigh the results.
 
     A row is weighed before the down product, which is linear. Then the gradient of a weight is a
     dot product of hidden rows, and the backward pass needs no expert's output.
 
     Args:
-        experts_ma: int32.
-        weights_ma: float32.
         kernels: Gate and up, [e d 2 f] or [e d 2f], and down, [e f d].
+        rows: [r d], or [r z x] with z * x = d.
+        rows_per_expert: int32[e], multiples of block. Results of rows past their sum are undefined.
+        weight_r1: Float32, the weight of each row.
+        block: The block size of the rows' ExpertLayout.
         fp8: Multiply with ops.fp8_grouped.
         limit: See `swiglu`.
+
+    Returns:
+        An array of rows' shape.
     """
     matmul, up_matmul = grouped.grouped_matmul, grouped.grouped_matmul
-    w_gate_up, w_down = kernels
-    e, d = w_gate_up.shape[:2]
-    block = (expert_block if fp8 else grouped.block_size)(experts_ma.size, e)
     if fp8:
         matmul = functools.partial(grouped_fp8, block=block)
         # Scales as published for these inputs (arXiv:2412.19437, section 3.3.3). Parts: gate and up
         up_matmul = functools.partial(matmul, power_of_two=True, num_parts=2)
-    layout = grouped.expert_layout(experts_ma, e, block)
-    rows_rd = grouped.rows_by_expert(x_md, layout)
-    hidden_rz = up_matmul(rows_rd, w_gate_up.reshape(e, d, -1), layout.rows_per_expert)
+    w_gate_up, w_down = kernels
+    e, d = w_gate_up.shape[:2]
+    hidden_rz = up_matmul(rows.reshape(-1, d), w_gate_up.reshape(e, d, -1), rows_per_expert)
     gate_rf, up_rf = jnp.split(save_for_backward(hidden_rz), 2, axis=-1)
-    weight_r1 = grouped.weight_of_rows(weights_ma, layout)[:, None]
-    out_rd = matmul(swiglu(gate_rf, up_rf, limit, weight_r1), w_down, layout.rows_per_expert)
-    return grouped.summed(out_rd, layout)
+    out_rd = matmul(swiglu(gate_rf, up_rf, limit, weight_r1), w_down, rows_per_expert)
+    return out_rd.reshape(rows.shape)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.ops.grouped_matmul import (
+    ExpertLayout,
+    block_size,
     capacity_layout,
     expert_layout,
     rows_by_expert,
@@ -19,8 +21,9 @@ from deepseek_jax.ops.grouped_matmul import (
 )
 from deepseek_jax.ops.platform import choose, form_of
 from deepseek_jax.parallel.gather import gathered, split_over
-from deepseek_jax.parallel.ragged import ragged_all_to_all
+from deepseek_jax.parallel.ragged import ragged_all_to_all, words
 from deepseek_jax.parallel.shard import axis_parts, constrain, current_mesh, partition_spec
+from deepseek_jax.parallel.trip import Trip, plan_trip, whole_blocks
 
 # Name of the scope of a rare branch, which a plan leaves out
 RARE = "rarely"
@@ -51,6 +54,7 @@ def expert_parallel(
     weights: jax.Array,
     kernels: Kernels,
     *,
+    block_size: Callable = block_size,
     buffer: float | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -58,16 +62,19 @@ def expert_parallel(
 
     Tokens travel along the mesh axes of the logical axis "experts", one row for each choice; no row
     is ever dropped. Without a mesh, or where rows or tokens do not split over it (in a rollout),
-    run_experts gets the whole arrays and the compiler places it.
+    run_experts gets the rows of all tokens and the compiler places it.
 
     Args:
-        run_experts: A function (x [m d], experts int32[m a], weights float32[m a], kernels.arrays)
-            -> [m d]. It must depend only on tokens and matrices, and be linear in the matrices'
-            split axis "mlp", so that partial results add up.
+        run_experts: A function (kernels.arrays, rows, rows_per_expert int32[e], weight float32[r 1],
+            block=) of rows that are sorted by expert, as ops.gated_mlp.run_experts. It must depend
+            only on rows and matrices, and be linear in the matrices' split axis "mlp", so that
+            partial results add up.
         x: [b t d].
         experts: int32[b t a].
         weights: float32[b t a].
         kernels: The experts' matrices.
+        block_size: A function (rows, experts of a device) -> the block size of sorted rows, see
+            ops.grouped_matmul.
         buffer: The room that a device has to receive rows in a ragged exchange: a multiple, at
             least 1, of the balanced share of m * a rows. None is room for the worst case. If more
             rows arrive on any device, all devices have room for the worst case and exchange at most
@@ -84,6 +91,7 @@ def expert_parallel(
     mesh = current_mesh()
     kernel_specs = tuple(partition_spec(axes) for axes in kernels.axes)
     expert_axes = () if mesh is None else split_over(mesh, kernel_specs[0][0])
+    experts_here = _Experts(run_experts, block_size)
     exchange = choose(
         "expert_parallel",
         implementation,
@@ -105,9 +113,9 @@ def expert_parallel(
         )
         overflowed = None
         if not expert_axes:
-            y_md = run_experts(*arrays, matrices)
+            y_md = experts_here.of_tokens(*arrays, matrices)
         else:
-            y_md, overflowed = exchange(run_experts, *arrays, matrices)
+            y_md, overflowed = exchange(experts_here, *arrays, matrices)
         # Where the kernels' axis "mlp" is split, each device has a partial sum. Added in float32, the total
         # is rounded only once
         if mesh is not None and partial_axes:
@@ -154,7 +162,26 @@ def _token_places(mesh, shape, expert_axes):
     return None
 
 
-def _padded(expert_axes, run_experts, x_md, experts_ma, weights_ma, kernels):
+class _Experts(NamedTuple):
+    """A device's experts: the arguments run_experts and block_size of expert_parallel."""
+
+    run: Callable
+    block_size: Callable
+
+    def of_tokens(self, x_md, experts_ma, weights_ma, kernels):
+        """Return each token's weighted sum over its experts, all of which are here: [m d].
+
+        Rows of the id len(kernels[0]), no expert, are undefined.
+        """
+        num_experts = len(kernels[0])
+        block = self.block_size(experts_ma.size, num_experts)
+        layout = expert_layout(experts_ma, num_experts, block)
+        rows_rd, weight_r = rows_by_expert(x_md, layout), weight_of_rows(weights_ma, layout)
+        done_rd = self.run(kernels, rows_rd, layout.rows_per_expert, weight_r[:, None], block=block)
+        return summed(done_rd, layout)
+
+
+def _padded(expert_axes, experts, x_md, experts_ma, weights_ma, kernels):
     """Run this device's experts on the tokens of all devices along `expert_axes`."""
     shards, local_experts = jax.lax.axis_size(expert_axes), len(kernels[0])
     # The worst case: every token chooses as many experts of one device as it can
@@ -167,7 +194,7 @@ def _padded(expert_axes, run_experts, x_md, experts_ma, weights_ma, kernels):
     received_rd = _to_peers(expert_axes, rows_by_expert(x_md, layout))
     received_r1 = _to_peers(expert_axes, expert_r)[:, None]
     weight_r1 = _to_peers(expert_axes, weight_of_rows(weights_ma, layout))[:, None]
-    done_rd = run_experts(received_rd, received_r1, weight_r1, kernels)
+    done_rd = experts.of_tokens(received_rd, received_r1, weight_r1, kernels)
     return summed(_to_peers(expert_axes, done_rd), layout), None
 
 
@@ -176,22 +203,21 @@ def _to_peers(expert_axes, rows):
     return jax.lax.all_to_all(rows, expert_axes, split_axis=0, concat_axis=0, tiled=True)
 
 
-def _ragged(expert_axes, buffer, run_experts, x_md, experts_ma, weights_ma, kernels):
+def _ragged(expert_axes, buffer, experts, x_md, experts_ma, weights_ma, kernels):
     """Do the work of _padded without padding: send only rows with a token."""
     shards, local_experts = jax.lax.axis_size(expert_axes), len(kernels[0])
     worst_rows = receive_rows(experts_ma.shape, shards, local_experts, None)
     rows = receive_rows(experts_ma.shape, shards, local_experts, buffer)
+    arrays = x_md, experts_ma, weights_ma, kernels
     if rows == worst_rows:
-        exchange = _Exchange(expert_axes, run_experts, worst_rows)
         overflows = None if buffer is None else jnp.zeros(())
-        return exchange(x_md, experts_ma, weights_ma, kernels), overflows
-    return _bounded(
-        _Exchange(expert_axes, run_experts, rows), x_md, experts_ma, weights_ma, kernels
-    )
+        return _Exchange(expert_axes, experts, None).of_tokens(*arrays), overflows
+    exchange = _Exchange(expert_axes, experts, rows)
+    return _bounded(exchange, exchange.planned(experts_ma, local_experts), *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
+def _bounded(exchange, plan, x_md, experts_ma, weights_ma, kernels):
     """Call an _Exchange, or exchange in blocks if its room does not suffice.
 
     The backward pass saves only the arguments and exchanges again, whatever the remat policy says.
@@ -199,14 +225,15 @@ def _bounded(exchange, x_md, experts_ma, weights_ma, kernels):
     Returns:
         The result, and float32[], 1 if rows overflowed.
     """
-    count_s = exchange.counted(experts_ma, kernels)[1].sum(-1).sum(0)
     # All devices of the mesh take the same branch, because both branches have collectives
-    overflows = (count_s > exchange.rows).any().astype(jnp.float32)
+    overflows = (plan.trip.most > exchange.rows).astype(jnp.float32)
     mesh = current_mesh()
     assert mesh is not None, "rows travel between its devices"
     overflows = jax.lax.pmax(overflows, mesh.axis_names)
-    arrays = x_md, experts_ma, weights_ma, kernels
-    return _either(overflows, exchange, lambda run: run(*arrays)), overflows
+    y_md = _either(
+        overflows, exchange, plan, experts_ma, lambda run: run(x_md, weights_ma, kernels)
+    )
+    return y_md, overflows
 
 
 def _bounded_forward(exchange, *arrays):
@@ -216,32 +243,29 @@ def _bounded_forward(exchange, *arrays):
 
 def _bounded_backward(exchange, saved, cotangents):
     # Autodiff of the condition would save what both of its branches need
-    (x_md, experts_ma, weights_ma, kernels), overflows = saved
+    (plan, x_md, experts_ma, weights_ma, kernels), overflows = saved
 
     def gradients(run):
-        def of_tokens(x_md, weights_ma, kernels):
-            return run(x_md, experts_ma, weights_ma, kernels)
+        return jax.vjp(run, x_md, weights_ma, kernels)[1](cotangents[0])
 
-        return jax.vjp(of_tokens, x_md, weights_ma, kernels)[1](cotangents[0])
-
-    dx, d_weights, d_kernels = _either(overflows, exchange, gradients)
-    return dx, None, d_weights, d_kernels
+    dx, d_weights, d_kernels = _either(overflows, exchange, plan, experts_ma, gradients)
+    return None, dx, None, d_weights, d_kernels
 
 
 _bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
-def _either(overflows, exchange, use):
-    """Call `use` on the exchange, or after an overflow on an exchange in blocks."""
+def _either(overflows, exchange, plan, experts_ma, use):
+    """Call `use` on the exchange of (x, weights, kernels), or after an overflow on one in blocks."""
 
     def rarely():
         with jax.named_scope(RARE):
-            return use(functools.partial(_in_blocks, exchange._replace(rows=None)))
+            return use(functools.partial(_in_blocks, exchange._replace(rows=None), experts_ma))
 
-    return jax.lax.cond(overflows > 0, rarely, lambda: use(exchange))
+    return jax.lax.cond(overflows > 0, rarely, lambda: use(functools.partial(exchange, plan)))
 
 
-def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
+def _in_blocks(exchange, experts_ma, x_md, weights_ma, kernels):
     """Exchange equal blocks of at most AT_ONCE tokens, one after the other."""
     m = len(x_md)
     size = max(size for size in range(1, min(m, AT_ONCE) + 1) if m % size == 0)
@@ -249,9 +273,16 @@ def _in_blocks(exchange, x_md, experts_ma, weights_ma, kernels):
     # which loses nothing
     wide_kernels = tuple(kernel.astype(jnp.float32) for kernel in kernels)
     # The backward pass exchanges again: otherwise the buffers of all blocks would be in memory at once
-    exchange_block = jax.checkpoint(lambda block: exchange(*block, wide_kernels))
+    exchange_block = jax.checkpoint(lambda block: exchange.of_tokens(*block, wide_kernels))
     blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x_md, experts_ma, weights_ma)]
     return jax.lax.map(exchange_block, tuple(blocks)).reshape(x_md.shape)
+
+
+class _Plan(NamedTuple):
+    """What an exchange does with its rows: the ExpertLayout of this device's rows, and their Trip."""
+
+    layout: ExpertLayout
+    trip: Trip
 
 
 class _Exchange(NamedTuple):
@@ -259,59 +290,57 @@ class _Exchange(NamedTuple):
 
     Attributes:
         over: Mesh axes.
-        run_experts: See expert_parallel.
+        experts: The experts of a device.
         rows: The rows that each device has room for; None for the worst case.
     """
 
     over: tuple[str, ...]
-    run_experts: Callable
+    experts: _Experts
     rows: int | None
 
-    def counted(self, experts_ma, kernels):
-        """Sort a device's rows by expert, and count rows over all devices.
+    def of_tokens(self, x_md, experts_ma, weights_ma, kernels):
+        """Return each token's weighted sum over its experts: [m d]."""
+        plan = self.planned(experts_ma, len(kernels[0]))
+        return self(plan, x_md, weights_ma, kernels)
 
-        Returns:
-            The ExpertLayout, and how many rows each device has for each expert of each device,
-            int32[s s e].
-        """
-        shards, local_experts = jax.lax.axis_size(self.over), len(kernels[0])
+    def room(self, choices, local_experts):
+        """Return the rows that a device receives, and the block size in which they arrive."""
+        shards = jax.lax.axis_size(self.over)
+        rows = self.rows or receive_rows(choices, shards, local_experts, None)
+        block = self.experts.block_size(rows, local_experts)
+        padding = min(local_experts, rows) * (block - 1)
+        return (rows + padding) // block * block, block
+
+    def planned(self, experts_ma, local_experts):
+        """Sort a device's rows by expert, and plan where they go."""
+        shards = jax.lax.axis_size(self.over)
         # Rows sorted by expert are sorted by device too. In blocks of 1, every row has a token
         layout = expert_layout(experts_ma, shards * local_experts, 1)
-        # Gather all counts: a sender must know where its rows begin on a peer, after other senders' rows
-        count_se = layout.rows_per_expert.reshape(shards, local_experts)
-        return layout, jax.lax.all_gather(count_se, self.over)
-
-    def __call__(self, x_md, experts_ma, weights_ma, kernels):
-        """Return [m d]; it is all zeros if one device has no room."""
-        layout, count_sse = self.counted(experts_ma, kernels)
-        shards, local_experts = count_sse.shape[1:]
-        rows = self.rows or receive_rows(experts_ma.shape, shards, local_experts, None)
+        # Gather all counts: a sender must know where its rows begin on a peer, among other senders' rows
+        count_se = jax.lax.all_gather(layout.rows_per_expert, self.over)
         device = jax.lax.axis_index(self.over)
-        plan_there, plan_back, fits = exchange_plan(count_sse.sum(-1), device, rows)
+        _, block = self.room(experts_ma.shape, local_experts)
+        return _Plan(layout, plan_trip(layout.rows_per_expert, count_se, device, block))
 
-        # Each peer's rows arrive sorted by expert; `local_experts` (no expert) marks the empty rows after
-        # them
-        count_se = jnp.where(fits, count_sse[:, device], 0).reshape(-1)
-        expert_r = jnp.repeat(
-            jnp.append(jnp.tile(jnp.arange(local_experts, dtype=jnp.int32), shards), local_experts),
-            jnp.append(count_se, rows - count_se.sum()),
-            total_repeat_length=rows,
-        )
+    def __call__(self, plan, x_md, weights_ma, kernels):
+        """Return [m d], undefined if one device has no room."""
+        room, block = self.room(weights_ma.shape, len(kernels[0]))
+        there, back, rows_per_expert = plan.trip.window(0, room)
 
         def received(rows_here):
-            return _send(self.over, experts_ma.size, rows, rows_here, plan_there, plan_back)
+            return _send(self.over, weights_ma.size, room, rows_here, there, back)
 
-        # Rows are weighed where they arrive. So the backward pass needs no expert's output, and no row
-        # makes the way back again
-        done_rd = self.run_experts(
-            received(rows_by_expert(x_md, layout)),
-            expert_r[:, None],
-            received(weight_of_rows(weights_ma, layout))[:, None],
+        # Rows arrive sorted by expert, and are weighed there. So the backward pass needs no expert's
+        # output, and no row makes the way back again
+        done_rzx = self.experts.run(
             kernels,
+            received(rows_by_expert(words(x_md), plan.layout)),
+            whole_blocks(rows_per_expert, block),
+            received(weight_of_rows(weights_ma, plan.layout))[:, None],
+            block=block,
         )
-        return summed(
-            _send(self.over, rows, experts_ma.size, done_rd, plan_back, plan_there), layout
-        )
+        returned_rzx = _send(self.over, room, weights_ma.size, done_rzx, back, there)
+        return summed(returned_rzx, plan.layout).reshape(x_md.shape)
 
 
 def receive_rows(choices, shards: int, num_local_experts: int, share: float | None):
@@ -326,49 +355,6 @@ def receive_rows(choices, shards: int, num_local_experts: int, share: float | No
     m, a = choices
     worst_rows = whole_tiles(shards * m * min(a, num_local_experts))
     return worst_rows if share is None else min(whole_tiles(math.ceil(share * m * a)), worst_rows)
-
-
-class Sending(NamedTuple):
-    """The sizes and offsets of jax.lax.ragged_all_to_all: int32[shards] each, one entry per peer.
-
-    Attributes:
-        input_offsets: Where the rows for the peer begin on this device.
-        send_sizes: How many rows go to the peer.
-        output_offsets: Where these rows begin on the peer.
-        recv_sizes: How many rows the peer sends.
-    """
-
-    input_offsets: jax.Array
-    send_sizes: jax.Array
-    output_offsets: jax.Array
-    recv_sizes: jax.Array
-
-
-def exchange_plan(count, device, room):
-    """Plan the exchange of rows; received rows are ordered by sender.
-
-    Args:
-        count: int32[shards shards], the rows that each device (first axis) has for each peer,
-            sorted by peer.
-        device: The index of this device.
-        room: The rows that each device can receive.
-
-    Returns:
-        The Sending there, the Sending back, and bool[], True if every device has room. If one
-        device lacks room, nobody sends anything.
-    """
-    fits = (count.sum(0) <= room).all()
-    count = jnp.where(fits, count, 0)
-    # start_in_sender: where the rows for each peer begin among a sender's rows. start_in_peer: where each
-    # sender's rows begin in a peer's buffer
-    start_in_sender = jnp.cumsum(count, axis=1) - count
-    start_in_peer = jnp.cumsum(count, axis=0) - count
-    num_sent, num_received = count[device], count[:, device]
-    plan_there = Sending(start_in_sender[device], num_sent, start_in_peer[device], num_received)
-    plan_back = Sending(
-        start_in_peer[:, device], num_received, start_in_sender[:, device], num_sent
-    )
-    return plan_there, plan_back, fits
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -2,6 +2,8 @@
 
 With a single process every call is free. Messages that must not wait for the devices go through the
 key-value store of JAX's coordination service.
+
+Tests: tests/parallel/test_meeting.py.
 """
 
 import contextlib

@@ -9,6 +9,14 @@ import jax.numpy as jnp
 from deepseek_jax.ops.platform import choose
 
 
+def words(rows: jax.Array) -> jax.Array:
+    """View rows [r d] as [r z x]: z numbers share a word of 32 bits.
+
+    A TPU sends rows of this form, and would copy all of [r d] into it.
+    """
+    return rows.reshape(len(rows), 4 // rows.dtype.itemsize, -1)
+
+
 def ragged_all_to_all(
     operand: jax.Array,
     output: jax.Array,

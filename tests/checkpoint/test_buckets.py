@@ -77,6 +77,7 @@ def test_a_checkpoint_in_a_bucket_without_its_last_object_is_not_read(place, buc
         assert_equal(store.restore(2, make_state())["state"], make_state(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", others_slow([None, dict(fsdp=2, expert=2, tensor=2)], None))
 def test_parameters_come_back_exactly_from_a_bucket(params, place, mesh):
     """Oracle: what was saved; through load_params too, which finds out what is there."""

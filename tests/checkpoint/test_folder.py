@@ -1,6 +1,8 @@
-"""Fingerprints: they differ between folders with other files."""
+"""New folders, whole or not there; and fingerprints, which differ between folders with other files."""
 
-from deepseek_jax.checkpoint.folder import ENDS, fingerprint
+import pytest
+
+from deepseek_jax.checkpoint.folder import ENDS, check_new, fingerprint, is_whole, whole_folder
 
 
 def write(folder, **files):
@@ -8,6 +10,37 @@ def write(folder, **files):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    """Oracle: by hand: nothing has its name before the block ends, all can read it after, and a block that
+    fails leaves nothing.
+    """
+    folder = tmp_path / "deep" / "folder"
+    with whole_folder(folder) as partial:
+        (partial / "file").write_text("content")
+        assert not is_whole(folder)
+    assert is_whole(folder) and (folder / "file").read_text() == "content"
+    assert folder.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "other") as partial:
+        (partial / "file").write_text("content")
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+def test_a_new_folder_is_absent_or_empty(tmp_path):
+    """Oracle: by hand, with the words a reader needs."""
+    file, full = tmp_path / "file", write(tmp_path / "full", config=b"{}")
+    file.write_text("")
+    (tmp_path / "empty").mkdir()
+    for name in ("absent", "empty"):
+        check_new(tmp_path / name)
+    for path in (file, full):
+        with pytest.raises(ValueError, match="is not empty; give a new folder"):
+            check_new(path)
+    with pytest.raises(ValueError, match="cannot be a folder: .*file is a file"):
+        check_new(file / "below")
 
 
 def test_a_fingerprint_is_of_what_lies_there(tmp_path):

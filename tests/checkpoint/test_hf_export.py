@@ -14,6 +14,7 @@ from safetensors import safe_open
 from deepseek_jax.checkpoint import hf_export, hf_tensors, load_hf, save_hf
 from deepseek_jax.models import forward
 from tests.models.families import write_released_checkpoint, write_tiny_checkpoint
+from tests.quick import others_slow
 
 
 @pytest.fixture(
@@ -57,6 +58,7 @@ def test_untouched_released_checkpoint_comes_back_byte_for_byte(released, tmp_pa
     assert again == json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_untouched_v3_2_keeps_scales_that_are_no_powers_of_two(tmp_path):
     """Oracle: the folder it came from; o_proj's scales alone are none, against config.json's ue8m0."""
     write_released_checkpoint(tmp_path, family="deepseek_v32")
@@ -69,7 +71,7 @@ def test_untouched_v3_2_keeps_scales_that_are_no_powers_of_two(tmp_path):
     assert plain == {name for name in scales if "o_proj" in name}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", others_slow(["float32", "bfloat16"], "bfloat16"))
 def test_unchanged_tensors_keep_their_bytes_whatever_dtype_they_were_loaded_in(
     released, tmp_path, dtype
 ):
@@ -97,7 +99,7 @@ def test_a_changed_fp8_tensor_gets_fresh_scales_and_the_others_keep_their_bytes(
     np.testing.assert_allclose(read, wanted, atol=np.abs(wanted).max() / 16 / 16, rtol=1 / 16)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8", others_slow([False, True], True))
 def test_scales_of_a_ue8m0_checkpoint_stay_powers_of_two(released, tmp_path, fp8):
     """Oracle: float32's mantissa bits, all 0, in the scales of every tensor of a changed copy; its numbers,
     to e4m3's 1/16; and config.json, which still says ue8m0.
@@ -136,7 +138,7 @@ def test_bfloat16_round_trip_without_like_is_byte_identical(tmp_path):
     assert (tmp_path / "c" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3"])
+@pytest.mark.parametrize("family", others_slow(["deepseek_v3", "qwen3"], "deepseek_v3"))
 def test_fp8_export_loads_in_transformers_with_our_logits(family, tmp_path):
     """Oracle: transformers, dequantising what we wrote, against our import of it; sums in another order."""
     write_tiny_checkpoint(family, tmp_path / "a")

@@ -33,7 +33,11 @@ def released(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("experts", "later"), [("fp4", "mtp"), ("fp4", "dspark"), ("fp8", "mtp")], ids=str
+    ("experts", "later"),
+    others_slow(
+        [("fp4", "mtp"), ("fp4", "dspark"), ("fp8", "mtp")], ("fp4", "dspark"), ("fp8", "mtp")
+    ),
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", others_slow([None, "float32"], None))
 def test_an_untouched_folder_comes_back_byte_for_byte(tmp_path, experts, later, dtype):
@@ -49,7 +53,7 @@ def test_an_untouched_folder_comes_back_byte_for_byte(tmp_path, experts, later, 
         assert again == before
 
 
-@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("original", others_slow([True, False], False))
 def test_a_folder_of_transformers_comes_back_byte_for_byte(tmp_path, original):
     """Oracle: the folder it came from, in its own spelling."""
     tiny.hf_model().save_pretrained(tmp_path / "a", save_original_format=original)
@@ -161,7 +165,7 @@ def test_a_bfloat16_export_gives_transformers_our_logits(calm, tmp_path):
     assert max(off.values()) < 0.03
 
 
-@pytest.mark.parametrize("with_like", [False, True])
+@pytest.mark.parametrize("with_like", others_slow([False, True], True))
 def test_the_host_has_one_file_of_tensors_at_a_time(released, tmp_path, monkeypatch, with_like):
     """Oracle: what numpy has allocated whenever a file is written: the file, and the two forms of its last
     tensor, of 4.5 MB in all. A decoded copy of the model would be more.

@@ -95,7 +95,8 @@ def expected(tmp_path, stored):
 
 @pytest.mark.parametrize("dtype", others_slow([None, "float32", "bfloat16"], None))
 @pytest.mark.parametrize(
-    ("experts", "expert_dtype"), [("fp4", True), ("fp8", True), ("fp8", False)]
+    ("experts", "expert_dtype"),
+    others_slow([("fp4", True), ("fp8", True), ("fp8", False)], ("fp4", True), ("fp8", False)),
 )
 def test_a_released_folder_is_read_to_the_last_bit(tmp_path, experts, expert_dtype, dtype):
     """Oracle: a loop over tiles for the numbers, and transformers for their places. The third folder is a

@@ -9,12 +9,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+import deepseek_jax as ds
 from deepseek_jax.checkpoint.left import left_in_run
+from deepseek_jax.recipes.experiment import find_recipe
+from deepseek_jax.settings import build
 from tests.test_readme import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +146,29 @@ def test_chats_of_ones_own_are_learned_and_the_run_is_used_by_its_folder_alone(p
 OTHERS = ['"grpo_smollm2", num_steps=3', f'"grpo_small", **{WORLD | DENSE}']
 
 
-@pytest.mark.parametrize("others", [OTHERS, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_guides_python_is_an_experiment_of_a_recipe(tmp_path, monkeypatch):
+    """Oracle: by hand: the folder, and the values of both rewards, the own one's among them."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_rewards.py").write_text(MY_REWARDS)
+    given = []
+
+    def train(config, folder):
+        given.append((config, folder))
+        return SimpleNamespace(scores={"after": {}})
+
+    monkeypatch.setattr(ds, "train", train)
+    exec(TRAINED, {})
+    ((config, folder),) = given
+    settings = build(find_recipe(config.recipe).SETTINGS, config, "config")
+    assert (settings.num_steps, folder) == (3, "runs/from_python")
+    with ds.Rewards(settings.rewards) as rewards:
+        scores = rewards.score([{"question": "1 + 2?", "answer": "3"}], ["Sure, it is 3"])
+    own = {name: float(values[0]) for name, values in scores.rewards_by_name.items()}
+    assert own == {"correct": 1.0, "my_rewards.py:polite": 1.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [OTHERS, None])
 def test_the_guides_python_trains_as_a_script(others, tmp_path):
     """Oracle: the scores that it prints, the own reward's among them, and the policy that is left. Every time
     with a toy model; the guide's own takes minutes.

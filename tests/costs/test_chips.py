@@ -1,11 +1,40 @@
-"""The compiler's options of each chip, by the compiler."""
+"""The numbers of each chip, by hand, and its compiler's options, by the compiler."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from deepseek_jax.costs.chips import CHIPS, chip_of
 from launch.planning.topology import planned_mesh
 from tests import tpu
+
+# (GiB that a program may use, GB/s of memory, TFLOP/s in bfloat16 and in the faster dtype, GB/s of a link one
+# way, devices)
+PUBLISHED = {
+    "v5e": (15.75, 819, 197, ("s8", 394), 45, 1),
+    "v5p": (95, 2765, 459, ("s8", 918), 90, 1),
+    "v6e": (32, 1638, 918, ("s8", 1836), 90, 1),
+    "tpu7x": (192, 7380, 2307, ("f8e4m3fn", 4614), 100, 2),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_device_has_its_share_of_the_published_numbers(name):
+    """Oracle: Google Cloud's pages of the chips, typed by hand; each core of a tpu7x is a device."""
+    gib, memory, peak, (dtype, faster), link, devices = PUBLISHED[name]
+    device = chip_of([CHIPS[name]])
+    assert (CHIPS[name].devices, device.devices) == (devices, 1)
+    found = (
+        device.hbm_bytes / 2**30,
+        device.hbm_bytes_per_second / 1e9,
+        device.flops_per_second / 1e12,
+        device.peaks[dtype] / 1e12,
+        device.link / 1e9,
+        # 50 Gbit/s a chip
+        device.network / 1e9,
+    )
+    shares = [number / devices for number in (gib, memory, peak, faster, link, 6.25)]
+    assert found == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("topology", tpu.TOPOLOGIES)

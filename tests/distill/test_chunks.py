@@ -59,6 +59,7 @@ def cached(teacher, k, temperature, **options):
 def with_gradient(terms, student, teacher=None, chunk_size=None):
     """((total, means), gradient in the student)."""
 
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def value(student):
         return mean_over_tokens(terms, student, teacher, chunk_size=chunk_size)
@@ -101,7 +102,7 @@ def test_means_and_the_gradient_of_their_sum_are_those_of_full_logits(divergence
         total, means = mean_over_tokens(terms, student, teacher, chunk_size=chunk_size)
         return 3 * total, means
 
-    (total, means), gradient = jax.value_and_grad(tripled, has_aux=True)(student)
+    (total, means), gradient = jax.jit(jax.value_and_grad(tripled, has_aux=True))(student)
     wanted, wanted_gradient = torch_oracle(student, teacher, targets, terms, **kind)
     near = dict(rtol=2e-5, atol=2e-5)
     for name, mean in wanted.items():

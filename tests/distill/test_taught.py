@@ -213,6 +213,7 @@ def test_samples_are_sorted_by_teacher():
     }
 
 
+@pytest.mark.slow
 def test_teachers_wait_in_the_hosts_memory_and_come_one_after_another(tmp_path, monkeypatch):
     """Oracle: the memory that jax says an array is in; weak references to every body and head that came: none
     is alive when another comes, nor after the last. The cache is in the config's dtype.

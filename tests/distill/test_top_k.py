@@ -14,6 +14,7 @@ from deepseek_jax.distill.top_k import (
     top_k_loss,
 )
 from tests.distill.test_divergences import ALL
+from tests.quick import others_slow
 
 BOUNDED = [("forward_kl", None), ("jsd", 0.5), ("jsd", 0.05), ("jsd", 0.95)]
 
@@ -24,7 +25,12 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
-@pytest.mark.parametrize("v, k", [(41, 1), (41, 5), (41, 40), (41, 41), (2 * 4096 + 3, 5)])
+@pytest.mark.parametrize(
+    "v, k",
+    others_slow(
+        [(41, 1), (41, 5), (41, 40), (41, 41), (2 * 4096 + 3, 5)], (41, 41), (2 * 4096 + 3, 5)
+    ),
+)
 def test_extraction_is_numpys(v, k, chunk_size):
     """Oracle: numpy's sort and sums in float64; 1e-5 relative: float32 rounding, of the tail too."""
     rng = np.random.default_rng(0)
@@ -212,7 +218,7 @@ def gap_and_bound(p, q, k, divergence, beta):
     return dense, gap, np.asarray(bound, float)
 
 
-@pytest.mark.parametrize("k", [1, 3, 13, 14])
+@pytest.mark.parametrize("k", others_slow([1, 3, 13, 14], 3, 14))
 @pytest.mark.parametrize("divergence, beta", BOUNDED)
 def test_what_the_buckets_hide_is_never_negative_and_within_the_bound(divergence, beta, k):
     """Oracle: dense less buckets in float64, on 6,000 random pairs from flat to peaked; 2e-6 plus a relative

@@ -75,9 +75,8 @@ def test_projections_stand_beside_the_student():
     widths = STUDENT.hidden_size, STUDENT.hidden_size
     matrices = init_projections(jax.random.key(0), STUDENT.num_hidden_layers, *widths)
     params = {"student": PARAMS, "projections": matrices}
-    wanted, _ = dataclasses.replace(made, weights=dict(hidden=1.0)).loss(
-        params, batch, teacher_params=TEACHER
-    )
+    loss = jax.jit(dataclasses.replace(made, weights=dict(hidden=1.0)).loss)
+    wanted, _ = loss(params, batch, teacher_params=TEACHER)
     (value,) = check_first(made, params, batch, TEACHER).values()
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
 

@@ -7,6 +7,8 @@ list has other texts there: TRL takes the list for images and texts, and here it
 import importlib.metadata
 import json
 
+import pytest
+
 from deepseek_jax.data.byte_tokenizer import byte_tokenizer
 from deepseek_jax.environments import Environments
 from tests.environments.calls import FILES, Call
@@ -129,6 +131,7 @@ def by_name(schemas):
     return sorted(schemas, key=lambda schema: schema["function"]["name"])
 
 
+@pytest.mark.slow
 def test_the_same_files_run_in_trl_and_here(tmp_path):
     """Oracle: TRL's GRPOTrainer: the schemas in the prompt that its model read, which it sorts by name among
     an environment's, the texts of each call, and the environment's reward.

@@ -165,7 +165,7 @@ context | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["c
 tensor | parallel/dispatch.py | psum(y_md.astype(jnp.float32) | psum(y_md.astype("bfloat16") + jnp.float32(0)
 pipeline | parallel/pipeline.py | (index < stage_s + micro_batches) | (index >= 0)
 slices | parallel/tokens.py | )(hidden, | )(hidden * (1 + 1e-4 * (mesh.shape["slice"] > 1)),
-mesh of GRPO | parallel/round_trip.py | expert_e < device * own_experts | expert_e <= device * own_experts
+mesh of GRPO | parallel/trip.py | expert_e < device * own_experts | expert_e <= device * own_experts
 processes | data/batches.py | np.float32)) / copies | np.float32)) / num_shares
 order of devices | parallel/shard.py | sharding, value) | sharding, value[:: -bool(jax.devices()[0].id) or 1])
 micro-batches | training/micro_batches.py | t + g.astype | t + 1.000003 * g.astype

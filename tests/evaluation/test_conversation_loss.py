@@ -14,7 +14,7 @@ from deepseek_jax.models import ModelConfig, forward, init_params
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.parallel.shard import put_share
 from tests.data.rows import with_rows
-from tests.tiny import MLA_MOE, random_leaves
+from tests.tiny import MLA_MOE, kept, random_leaves
 from tests.turns import turns
 
 pack_conversations = with_rows(conversations.pack_conversations)
@@ -31,8 +31,11 @@ SOURCE = [
 
 @pytest.fixture(scope="module")
 def params():
-    rng = jax.random.key(0)
-    return nn.unbox(random_leaves(init_params(CONFIG, rng), rng))
+    @jax.jit
+    def make(rng):
+        return nn.unbox(random_leaves(init_params(CONFIG, rng), rng))
+
+    return kept(repr(CONFIG), lambda: make(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -273,6 +273,7 @@ def test_curves_are_drawn_of_a_run_that_is_not_complete(tmp_path):
     assert colab.curves(tmp_path).data.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_notebook_is_that_of_the_program(capsys):
     """Oracle: the program's own message for a topology, and the field that it would not know."""
     how = dict(program="update", cache="")

@@ -162,6 +162,7 @@ def test_an_update_with_a_fault_is_found(monkeypatch, traced_anew):
         machine_checks.update()
 
 
+@pytest.mark.slow
 def test_a_sampler_with_a_fault_is_found(monkeypatch, traced_anew):
     """Oracle: by hand: attention over the cache has another scale than attention over a row."""
     whole = mla.attend_latent

@@ -148,6 +148,7 @@ def test_three_learning_rates_have_the_three_losses_that_their_runs_measured(tmp
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_sigterm_is_passed_on_and_asks_to_be_started_again(folder):
     """Oracle: the file that the run saves when asked to stop; exit status 75; no other run is started."""
     sweep = start(folder, "--config.wait=true")
@@ -170,6 +171,7 @@ def report_sweep(folder, workdirs):
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_sweep_reports_ends_it(folder):
     """Oracle: the status of a shell for Ctrl-C, and a line: the runs are complete, and stay so."""
     (folder / "plugins" / "polling.py").write_text(RECIPE + INTERRUPTED_REPORT)

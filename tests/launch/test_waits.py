@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.launch.test_plan import ANSWERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,7 @@ def in_order(lines, wanted):
     return all(any(line.startswith(words) for line in rest) for words in wanted)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_waits_for(tmp_path):
     """Oracle: by hand: what takes long, in order; nothing of TFDS's downloads; a phase's last line before
     what follows; and the whole run's time for its silences.
@@ -109,6 +112,7 @@ def test_a_run_says_what_it_waits_for(tmp_path):
     assert not [line for line in lines if "ownload" in line]
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_it_waits_for(tmp_path):
     """Oracle: by hand: a line for each program before its table; and the whole time for its silences."""
     (tmp_path / "answers.py").write_text(ANSWERS)

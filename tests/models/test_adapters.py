@@ -93,6 +93,7 @@ def test_an_update_is_that_of_one_device_and_leaves_the_base(plain, name):
     jax.tree.map(np.testing.assert_array_equal, base, host_params())
 
 
+@pytest.mark.slow
 def test_a_base_in_another_order_in_memory_learns_the_same(plain, monkeypatch):
     """Oracle: the same update of a base in the usual order. A TPU's own order, here on a CPU."""
     orders = []
@@ -145,6 +146,7 @@ def test_gradients_are_those_of_the_dense_weights_projected(plain):
     near(of_b, 2 * np.einsum("ledr,ledzf->lerzf", a, dw))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", others_slow(["gqa", "mla_moe"], "mla_moe"))
 def test_completions_are_those_of_the_merged_model(kind):
     """Oracle: the same rollout from dense weights, merged beforehand, token by token."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import models
-from deepseek_jax.models.cache import CacheWrite, empty_cache
+from deepseek_jax.models.cache import CacheWrite, empty_cache, in_order, slots_in_order
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.v4.cache import empty_caches
 from deepseek_jax.models.v4.config import parse_config
@@ -26,6 +26,15 @@ def test_a_write_changes_one_index_and_no_bit_elsewhere(dtype):
     write = CacheWrite(jnp.int32(3), jnp.ones((2, 5), bool))
     written = np.asarray(write(jnp.asarray(cache), jnp.asarray(entry)))
     np.testing.assert_array_equal(written.view(np.uint8), expected.view(np.uint8))
+
+
+def test_slots_of_a_ring_are_ordered_by_position():
+    """Oracle: by hand: two slots of prompts, a ring of four whose newest entry is in slot 3."""
+    slots = jnp.arange(6)[None]
+    ordered = in_order(slots, 2, jnp.int32(3))
+    np.testing.assert_array_equal(ordered[0], [0, 1, 4, 5, 2, 3])
+    back = slots_in_order(jnp.arange(6)[None], 6, 2, jnp.int32(3))
+    np.testing.assert_array_equal(back, ordered)
 
 
 def caches_of(name):

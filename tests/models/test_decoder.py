@@ -24,6 +24,7 @@ from deepseek_jax.ops.platform import SIZES
 from deepseek_jax.parallel import make_mesh
 from launch.planning.hlo import program_cost
 from tests.parallel.updates import V3, boxed_shapes, make_batch
+from tests.quick import others_slow
 from tests.tiny import MLA_MOE, tiny_model
 
 
@@ -59,7 +60,7 @@ def remats(jaxpr, loop=1):
             yield from remats(inner, turns)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", others_slow([False, True], True))
 def test_only_layers_in_a_loop_may_be_looked_up_instead_of_recomputed(scan_layers):
     """Oracle: the program: a stack of one dense layer, one of two with experts, and the multi-token block."""
     config = ModelConfig(**V3, remat="full", scan_layers=scan_layers)

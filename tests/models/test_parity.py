@@ -1,6 +1,7 @@
 """The decoder against PyTorch's transformers, on tiny checkpoints with every parameter random."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -101,7 +102,7 @@ def test_gradients_of_the_cross_entropy_agree(pair_of, family):
         logits.flatten(0, 1), torch.tensor(tokens[:, 1:]).flatten()
     ).backward()
     theirs = hf_gradients(model)
-    ours = dict(hf_tensors(config, jax.jit(jax.grad(loss))(params)))
+    ours = dict(hf_tensors(config, jax.device_get(jax.jit(jax.grad(loss))(params))))
     # No gradient of the cross-entropy moves these: balancing and the indexer's own loss do
     unmoved = {name for name in ours if "correction_bias" in name or "indexer" in name}
     assert ours.keys() - unmoved == theirs.keys()
@@ -167,7 +168,7 @@ def test_chosen_experts_are_identical(pair_of, family):
         )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3", "qwen3"))
 def test_exported_folder_loads_in_transformers_with_the_same_logits(pair_of, family, tmp_path):
     """Oracle: the transformers model that the checkpoint came from: equal tensors, equal logits."""
     model, _, config, params, tokens = pair_of(family)
@@ -197,8 +198,14 @@ def test_packed_documents_do_not_see_each_other(pair_of, family):
         np.testing.assert_allclose(packed[start : start + length], alone, atol=LOGITS, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "family, side",
+    others_slow(
+        itertools.product(["deepseek_v3", "llama"], ["left", "right"]),
+        ("deepseek_v3", "left"),
+        ("llama", "right"),
+    ),
+)
 def test_padding_agrees_with_an_attention_mask_in_transformers(pair_of, family, side):
     """Oracle: transformers with attention_mask and the positions of the real tokens, 30 and 64 of them."""
     model, _, config, params, tokens = pair_of(family)
@@ -242,7 +249,7 @@ def test_scanned_and_rematerialised_layers_compute_the_same(pair_of, family, how
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(ours).max() + 1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2"])
+@pytest.mark.parametrize("family", others_slow(["deepseek_v3", "qwen2"], "deepseek_v3"))
 @pytest.mark.parametrize("how", [dict(scan_layers=True, remat="full")])
 def test_layer_states_agree(pair_of, family, how):
     """Oracle: transformers' output_hidden_states, whose last one is after the final norm."""
@@ -277,7 +284,7 @@ def test_each_remat_policy_keeps_what_it_says():
     assert "<host>[4,8,64,64]" in str(gradient("offload").jaxpr)  # each layer's input
 
 
-@pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3", "llama"))
+@pytest.mark.parametrize("family", others_slow(FAMILIES, "deepseek_v3"))
 def test_bfloat16_stays_near_float32(pair_of, family):
     """Oracle: the float32 logits, of order one. bfloat16 rounds to 2^-9, over three layers' few roundings.
 
@@ -308,7 +315,7 @@ def test_multi_token_prediction_agrees(tmp_path, family):
             cache=None,
         )
     ones = jnp.ones((2, 40), jnp.int32)
-    ours, _ = predict_further(
+    ours, _ = jax.jit(predict_further, static_argnums=(0, 2))(
         config,
         params,
         0,

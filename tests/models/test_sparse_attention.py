@@ -20,7 +20,6 @@ from deepseek_jax.models import (
     init_params,
     reported_states,
 )
-from deepseek_jax.models.cache import in_order, slots_in_order
 from deepseek_jax.models.indexer import Index, gathers, select
 from deepseek_jax.ops.branches import Branches
 from deepseek_jax.ops.platform import SIZES
@@ -137,15 +136,6 @@ def test_decoding_with_a_top_k_that_covers_the_row_is_our_v3s_exactly():
     np.testing.assert_array_equal(ours.sampler_logprobs, theirs.sampler_logprobs)
 
 
-def test_slots_of_a_ring_are_ordered_by_position():
-    """Oracle: by hand: two slots of prompts, a ring of four whose newest entry is in slot 3."""
-    slots = jnp.arange(6)[None]
-    ordered = in_order(slots, 2, jnp.int32(3))
-    np.testing.assert_array_equal(ordered[0], [0, 1, 4, 5, 2, 3])
-    back = slots_in_order(jnp.arange(6)[None], 6, 2, jnp.int32(3))
-    np.testing.assert_array_equal(back, ordered)
-
-
 @pytest.mark.parametrize("prefix, selects", [(3, True), (2, False)])
 def test_branches_select_where_a_row_of_their_own_is_longer_than_the_top_k(prefix, selects):
     """Oracle: by hand: branches of three tokens after a prefix of three are rows of six, and the top-k is 5;
@@ -205,7 +195,7 @@ def test_a_group_with_one_prompt_scores_as_rows_of_their_own():
     np.testing.assert_allclose(shared[mask], own[mask], atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8", others_slow([False, True], False))
 def test_long_rows_gather_the_keys_that_short_ones_mask(monkeypatch, fp8):
     """Oracle: attention under a mask, and the program: it has no expanded keys. In FP8 the up-projections of
     keys and values are rounded in the masked form alone.
@@ -301,6 +291,7 @@ def test_other_losses_refuse_to_drop_the_indexers():
         hidden_states(dataclasses.replace(config, indexer_loss="sparse"), params, np.ones((1, 4)))
 
 
+@pytest.mark.slow
 def test_the_indexer_trains_on_rows_shorter_than_its_top_k():
     """Oracle: sparse equals dense there, and neither is 0."""
     config, params = tiny_model("sparse")

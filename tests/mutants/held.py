@@ -21,13 +21,12 @@ def modules() -> list[Path]:
 
 
 def tests_of(module: Path) -> list[str]:
-    """The files of tests that hold a module: that of its name in the mirror, or what its docstring names."""
+    """The files of tests that hold a module: what its docstring names, and that of its name in the mirror."""
     room, *folders = module.parts[:-1]
     mirror = Path("tests", *([] if room == "deepseek_jax" else [room]), *folders)
     path = mirror / f"test_{module.name}"
-    if (ROOT / path).exists():
-        return [str(path)]
-    return re.findall(r"tests/[\w/]+\.py", _docstring(module))
+    named = re.findall(r"tests/[\w/]*test_\w+\.py", _docstring(module))
+    return [str(path), *named] if (ROOT / path).exists() else named
 
 
 def marks_of(module: Path) -> str:

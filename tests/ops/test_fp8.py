@@ -102,8 +102,8 @@ def assert_close(ours, exact):
 
 
 CASES = list(itertools.product(SPECS, [False, True], ["dequantized", "interpreted"]))
-# Each product in the plain form; in the kernel one of each kind: of several tiles, in parts, in batches
-QUICK = [(spec, False, "dequantized") for spec in SPECS]
+# One of each kind: of several tiles, in parts, in batches, of rows that end within a tile
+QUICK = [(SPECS[i], False, "dequantized") for i in (0, 4, 6)]
 QUICK += [(SPECS[i], True, "interpreted") for i in (0, 3, 5)]
 
 
@@ -168,7 +168,7 @@ ARRAYS = [(*array, power_of_two) for power_of_two in (False, True) for array in 
 
 @pytest.mark.parametrize("tile", [ROW, COLUMN, BLOCK], ids=["row", "column", "block"])
 @pytest.mark.parametrize(
-    "shape, implementation, power_of_two", others_slow(ARRAYS, *ARRAYS[:4], ARRAYS[6], ARRAYS[9])
+    "shape, implementation, power_of_two", others_slow(ARRAYS, ARRAYS[1], ARRAYS[6], ARRAYS[9])
 )
 def test_a_round_trip_is_that_of_a_loop_over_tiles(shape, implementation, tile, power_of_two):
     """Oracle: the same loop, bit for bit, below a leading axis."""
@@ -223,7 +223,7 @@ def test_the_kernel_rounds_what_is_rounded_already(tile, power_of_two):
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", others_slow([False, True], True))
 def test_extreme_tiles_stay_finite(compiled, power_of_two):
     """Oracle: by hand. Zeros stay zeros at scale 1; where the scale would be subnormal the error is at most
     2^-125; infinity saturates at 2^127.

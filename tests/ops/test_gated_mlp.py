@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.fp8_dot import fp8_dot
-from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_sorted, swiglu
+from deepseek_jax.ops.fp8_grouped import expert_block
+from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_few, swiglu
 from tests.ops.test_attention import normal
 
 D, F = 6, 5
@@ -32,7 +34,7 @@ def test_sorted_rows_pass_through_their_own_experts(rows_per_expert, shape):
     """Oracle: numpy in float64, expert by expert; one expert, two, and an idle one. Rows of 2 x 3 numbers."""
     e, ends = len(rows_per_expert), np.cumsum(rows_per_expert)
     rows, w_gate_up, w_down = normal(0, 7, 2, 3), normal(1, e, *shape), normal(2, e, F, D)
-    ours = run_sorted((w_gate_up, w_down), rows, jnp.asarray(rows_per_expert))
+    ours = run_few((w_gate_up, w_down), rows, jnp.asarray(rows_per_expert))
     own = zip(np.split(rows.reshape(7, D), ends[:-1]), w_gate_up, w_down, strict=True)
     exact = np.concatenate([mlp(*each) for each in own])
     np.testing.assert_allclose(ours, exact.reshape(rows.shape), **CLOSE)
@@ -54,7 +56,12 @@ def test_experts_in_fp8_round_as_one_product_an_expert_does():
         gate_up = fp8_dot("md,dzf->mzf", x[token][None], w_gate_up[expert], power_of_two=True)
         hidden = swiglu(gate_up[:, 0], gate_up[:, 1])
         exact[token] += weights[token, choice] * fp8_dot("mf,fd->md", hidden, w_down[expert])[0]
-    ours = run_experts(x, experts, weights, (w_gate_up, w_down), fp8=True)
+    block = expert_block(experts.size, e)
+    layout = grouped.expert_layout(jnp.asarray(experts), e, block)
+    weight_r1 = grouped.weight_of_rows(weights, layout)[:, None]
+    rows = grouped.rows_by_expert(jnp.asarray(x), layout), layout.rows_per_expert
+    ours = run_experts((w_gate_up, w_down), *rows, weight_r1, block=block, fp8=True)
+    ours = grouped.summed(ours, layout)
     assert np.linalg.norm(ours - exact) < 0.01 * np.linalg.norm(exact)
 
 
@@ -71,6 +78,5 @@ def test_a_limit_clamps_the_gate_from_above_and_up_from_both_sides():
     exact = (
         np.minimum(gate, 1) / (1 + np.exp(-np.minimum(gate, 1))) * np.clip(up, -1, 1) @ w_down[0]
     )
-    one_expert = np.zeros((5, 1), np.int32), np.ones((5, 1), np.float32)
-    ours = run_experts(x, *one_expert, (w_gate_up, w_down), fp8=False, limit=1.0)
+    ours = run_experts((w_gate_up, w_down), x, jnp.array([5]), limit=1.0)
     np.testing.assert_allclose(ours, exact, **CLOSE)

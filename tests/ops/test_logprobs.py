@@ -8,6 +8,7 @@ import pytest
 from deepseek_jax.ops.logprobs import token_logprobs
 from deepseek_jax.ops.platform import SIZES
 from tests.costs.products import matmul_flops
+from tests.quick import others_slow
 
 M, D, V = 23, 8, 37
 LARGE = 12283
@@ -19,8 +20,10 @@ def inputs(m=M, d=D, v=V):
     return jnp.float32(hidden), jnp.float32(head), jnp.asarray(rng.integers(0, v, m), jnp.int32)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 23, 100])
-@pytest.mark.parametrize("v, temperature", [(V, 1.0), (V, 0.6), (LARGE, 0.6)])
+@pytest.mark.parametrize("chunk_size", others_slow([None, 1, 4, 23, 100], None, 4, 100))
+@pytest.mark.parametrize(
+    "v, temperature", others_slow([(V, 1.0), (V, 0.6), (LARGE, 0.6)], (V, 0.6), (LARGE, 0.6))
+)
 def test_logprobs_and_entropy_are_those_of_the_full_softmax(chunk_size, v, temperature):
     """Oracle: numpy's log-softmax over all logits, in float64; 1e-5 is float32 rounding, and 1e-4 that of a
     sum of 12,283 terms, which some compilers add one after another.
@@ -54,7 +57,7 @@ def test_gradients_are_those_of_the_full_softmax(chunk_size, v):
         return (jax.nn.log_softmax(hidden @ head.T / 0.6)[jnp.arange(M), targets] * probe).sum()
 
     for ours, theirs in zip(
-        *(jax.grad(f, (0, 1))(hidden, head) for f in (chunked, full)), strict=True
+        *(jax.jit(jax.grad(f, (0, 1)))(hidden, head) for f in (chunked, full)), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -101,7 +104,7 @@ def test_a_distribution_over_candidates_is_that_of_their_softmax(chunk_size):
         )
         return (found[0] * probe).sum() + found[1].sum(), found
 
-    grads, found = jax.grad(value, (0, 1, 2), has_aux=True)(hidden, head, 0.7)
+    grads, found = jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(hidden, head, 0.7)
     np.testing.assert_allclose(np.stack(found)[:, :-1], exact[:, :-1], atol=1e-5)
     wanted = d_logits @ np.asarray(head, float), d_logits.T @ np.asarray(hidden, float), 0
     for ours, theirs in zip(grads, wanted, strict=True):

@@ -221,7 +221,7 @@ def entered():
 @pytest.mark.parametrize("program", others_slow([update, rollout], update))
 @pytest.mark.parametrize(
     "kind, lowered",
-    others_slow([("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")], ("tpu", "tpu"), ("cpu", "cpu")),
+    others_slow([("tpu", "tpu"), ("gpu", "cuda"), ("cpu", "cpu")], ("tpu", "tpu")),
 )
 def test_forms_for_a_cpu_enter_programs_for_a_cpu_alone(
     monkeypatch, kind, lowered, program, config

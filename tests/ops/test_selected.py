@@ -1,6 +1,7 @@
 """Attention over gathered keys against the masked form and a loop, value and gradient."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from deepseek_jax.ops.selection import select_rows, select_slots, unpacked
 from tests.ops.test_attention import SCALE, normal
 from tests.ops.test_index_loss import loop_loss
 from tests.ops.test_selection import blocks_of_8, index_of, rows_of_three
+from tests.quick import others_slow
 
 B, T, H, C, R = 2, 29, 4, 6, 3
 
@@ -43,14 +45,19 @@ def masked(q, latents, index, segments, topk):
     return out, index_loss(index, attention, segments, segments, bits, first=0, scale=SCALE)
 
 
-@pytest.mark.parametrize("alive", [1, 3 * 2 * 4, 2**20], ids=["one", "blocks_of_3", "whole"])
-@pytest.mark.parametrize("topk", [1, 4, 12])
-def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, alive):
+BLOCKS = {"one": 1, "blocks_of_3": 3 * 2 * 4, "whole": 2**20}
+CASES = list(itertools.product([1, 4, 12], BLOCKS))
+
+
+@pytest.mark.parametrize(
+    "topk, blocks", others_slow(CASES, (1, "one"), (4, "whole"), (12, "blocks_of_3"))
+)
+def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, blocks):
     """Oracle: the masked form, outputs to 1e-5 and gradients to 1e-4. Packed documents and padding; two index
     heads, so that ties decide; a document of 5 tokens is shorter than a selection of 12; a last block that
     is not full.
     """
-    monkeypatch.setitem(SIZES, "selected_rows_alive", {"any": alive * topk})
+    monkeypatch.setitem(SIZES, "selected_rows_alive", {"any": BLOCKS[blocks] * topk})
     arrays, segments = arrays_of(), rows_of_three(T)
     probe, weights = normal(7, B, T, H, C), np.abs(normal(8, B, T))
     real = segments > 0
@@ -62,7 +69,7 @@ def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, alive):
         return (out * probe).sum() + (loss * weights).sum(), (out, loss)
 
     ours, theirs = (
-        jax.grad(functools.partial(value, form), has_aux=True)(arrays)
+        jax.jit(jax.grad(functools.partial(value, form), has_aux=True))(arrays)
         for form in (gathered, masked)
     )
     for mine, other in zip(ours[1], theirs[1], strict=True):
@@ -132,7 +139,8 @@ def test_the_definition_by_a_loop():
         ours, loss = gathered(q, latents, index, segments, topk)
         return (ours * probe).sum() + loss.sum(), (ours, loss)
 
-    gradients, (ours, loss) = jax.grad(value, argnums=(0, 1, 2), has_aux=True)(q, latents, index)
+    gradient = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))
+    gradients, (ours, loss) = gradient(q, latents, index)
     np.testing.assert_allclose(ours, out.detach(), atol=2e-6, rtol=0)
     np.testing.assert_allclose(loss, losses, atol=2e-6, rtol=2e-5)
     np.testing.assert_allclose(gradients[0], q64.grad, atol=1e-5, rtol=0)

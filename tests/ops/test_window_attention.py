@@ -85,7 +85,7 @@ def test_blocks_have_the_gradients_of_whole_rows(monkeypatch):
             keys = Keys(kv, SEGMENTS, sink, Entries(entries, WINDOWS, bits))
             return (attend_window(q, keys, window=WINDOW, scale=SCALE) * probe).sum()
 
-        return jax.grad(value, argnums=(0, 1, 2, 3))(*operands())
+        return jax.jit(jax.grad(value, argnums=(0, 1, 2, 3)))(*operands())
 
     whole = gradients()
     blocks_of_8(monkeypatch)

@@ -22,6 +22,7 @@ from deepseek_jax.parallel.context import (
 )
 from deepseek_jax.parallel.few_tokens import rows_split
 from launch.planning.hlo import program_cost
+from tests.quick import others_slow
 
 ROWS = ("batch", "seq", "heads", None)
 SPLIT = ("batch", "seq", None)
@@ -99,7 +100,7 @@ def test_nothing_travels_from_block_to_block():
     assert moved["all-reduce", ("context",)].count == 1 and len(moved) == 3, moved
 
 
-@pytest.mark.parametrize(("heads", "t"), [(4, 64), (3, 64), (4, 61)])
+@pytest.mark.parametrize(("heads", "t"), others_slow([(4, 64), (3, 64), (4, 61)], (4, 64), (4, 61)))
 def test_queries_attend_to_windows_and_entries_where_they_are(heads, t):
     """Oracle: the op on one device, and its gradients; three heads and 61 tokens do not split."""
     shapes = (2, t, heads, 8), (2, t, 8), (2, t // 4, 8), (heads,)

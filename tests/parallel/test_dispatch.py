@@ -15,7 +15,6 @@ from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.parallel import dispatch, make_mesh
 from deepseek_jax.parallel.dispatch import (
     Kernels,
-    exchange_plan,
     expert_parallel,
     receive_rows,
 )
@@ -52,15 +51,12 @@ def inputs():
     return x, weights, (up, down)
 
 
-def run_experts(x_md, experts_ma, weights_ma, kernels):
-    """down(tanh(up(x))) of each chosen expert, weighted."""
+def run_experts(kernels, rows, rows_per_expert, weight_r1, *, block):
+    """down(tanh(up(x))) of rows that are sorted by expert, weighed."""
     up, down = kernels
-    layout = grouped.expert_layout(experts_ma, len(up), 2)
-    rows = grouped.rows_by_expert(x_md, layout)
-    rows = jnp.tanh(grouped.grouped_matmul(rows, up, layout.rows_per_expert))
-    rows *= grouped.weight_of_rows(weights_ma, layout)[:, None]
-    rows = grouped.grouped_matmul(rows, down, layout.rows_per_expert)
-    return grouped.summed(rows, layout)
+    hidden = grouped.grouped_matmul(rows.reshape(len(rows), -1), up, rows_per_expert)
+    hidden = jnp.tanh(hidden) * weight_r1
+    return grouped.grouped_matmul(hidden, down, rows_per_expert).reshape(rows.shape)
 
 
 def with_axes(arrays):
@@ -127,13 +123,13 @@ def alone(route):
     def loss(x, weights, kernels):
         return probe(dense(x, ROUTES[route], weights, kernels))
 
-    return exact, jax.grad(loss, argnums=(0, 1, 2))(x, weights, (up, down))
+    return exact, jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, weights, (up, down))
 
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("implementation", ["padded", "ragged"])
-# Devices in another order have the axes of "expert, context"
-@pytest.mark.parametrize("mesh", others_slow(MESHES, *(set(MESHES) - {"expert, context"})))
+# Devices in another order have the axes of "expert, context", and "expert" is within the mixed mesh
+@pytest.mark.parametrize("mesh", others_slow(MESHES, *list(MESHES)[1::2]))
 def test_every_token_reaches_all_its_experts_and_comes_back(mesh, implementation, route):
     """Oracles: a numpy loop over tokens and choices in float64; gradients of every expert on every token."""
     y, gradients, _ = exchanged(mesh, implementation, route)
@@ -292,51 +288,6 @@ def test_updates_whose_tokens_overflow_are_right():
     assert [overflows for _, overflows in ours] == [1, 1, 1]
     for (our, _), (theirs, _) in zip(ours, plain, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), our, theirs)
-
-
-def emulated(operands, room, sendings):
-    """The SEND and RECEIVE of jax.lax.ragged_all_to_all's documentation, over lists by device; -1 elsewhere.
-
-    Raises AssertionError for sizes that disagree, and for rows outside of an operand or a result.
-    """
-    results = [np.full(room_of, -1) for room_of in room]
-    for source, sending in enumerate(sendings):
-        for target, (begin, size, place, _) in enumerate(zip(*sending, strict=True)):
-            assert sendings[target].recv_sizes[source] == size
-            assert 0 <= begin and begin + size <= len(operands[source])
-            assert 0 <= place and place + size <= room[target]
-            results[target][place : place + size] = operands[source][begin : begin + size]
-    return results
-
-
-@pytest.mark.parametrize("shards", [1, 2, 3, 8])
-def test_a_plan_sends_every_row_to_its_peer_and_back_to_its_place(shards):
-    """Oracle: numpy's concatenation by sender, through the documented semantics of the collective."""
-    rng = np.random.default_rng(shards)
-    for count in (rng.integers(0, 5, (shards, shards)), np.eye(shards, dtype=int) * 3):
-        room = int(count.sum(0).max())
-        plans = [exchange_plan(jnp.asarray(count), device, room) for device in range(shards)]
-        assert all(fits for _, _, fits in plans)
-        there, back = ([jax.tree.map(np.asarray, plan[i]) for plan in plans] for i in range(2))
-        rows = [1000 * device + np.arange(count[device].sum()) for device in range(shards)]
-        parts = [np.split(r, np.cumsum(n)[:-1]) for r, n in zip(rows, count, strict=True)]
-        received = emulated(rows, [room] * shards, there)
-        for target in range(shards):
-            wanted = np.concatenate([parts[source][target] for source in range(shards)])
-            np.testing.assert_array_equal(received[target][: len(wanted)], wanted)
-            assert (received[target][len(wanted) :] == -1).all()
-        returned = emulated(received, [len(r) for r in rows], back)
-        jax.tree.map(np.testing.assert_array_equal, returned, rows)
-
-
-def test_a_plan_without_room_sends_nothing():
-    """Oracle: device 1 gets 2 + 3 rows, one more than it has room for, by hand."""
-    count = jnp.array([[1, 2], [0, 3]])
-    for device in range(2):
-        there, back, fits = exchange_plan(count, device, 4)
-        assert not fits
-        assert not any(x.any() for sending in (there, back) for x in sending)
-        assert exchange_plan(count, device, 5)[2]
 
 
 def test_room_is_a_multiple_of_the_balanced_share_and_never_more_than_the_worst_case():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.gated_mlp import gated_mlp, run_sorted
+from deepseek_jax.ops.gated_mlp import gated_mlp, run_few
 from deepseek_jax.parallel import few_tokens, make_mesh, round_trip
 from deepseek_jax.parallel.decoding import decoding_axes, decoding_mesh, join_halves
 from deepseek_jax.parallel.few_tokens import Experts, Split, added_up
@@ -115,7 +115,7 @@ def compiled_step(mesh, e, has_shared, dtype, rounds):
         experts = Experts(
             choose=choose,
             router=(rows, chosen, weights),
-            run=run_sorted,
+            run=run_few,
             routed=joined(routed, OF_EXPERTS, dtype),
             beside=gated_mlp,
             shared=joined(shared, APART, dtype) if has_shared else None,

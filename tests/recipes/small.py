@@ -15,11 +15,14 @@ from tests.environments.calls import one_reader
 CLOCKS = ("seconds", "minutes", "_time", "per_second", "per_sec_per_gpu", "gib")
 # Of a policy that answers otherwise after two steps
 LEARNS = dict(optimizer=dict(learning_rate=0.05))
+# A layer of experts without the dense one before it: half to compile
+ONE_LAYER = dict(num_hidden_layers=1, first_k_dense_replace=0)
 
 
 def small_config(**fields):
     """The ConfigDict of two steps over two prompts of four; fields: others of GrpoSettings."""
     config = get_config()
+    config.model.update(ONE_LAYER)
     config.update(dict(num_steps=2, prompts_per_step=2, group_size=4, save_every=1, eval_every=0))
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
     # Muon's update takes twice as long to compile

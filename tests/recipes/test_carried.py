@@ -78,6 +78,7 @@ def test_its_folder_alone_answers_as_the_run_did(runs, name):
 ADAPTED = "grpo with an adapter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
 def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     runs, name, tmp_path, monkeypatch, capsys
@@ -110,6 +111,7 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
 def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkeypatch):
     """Oracle: the greedy answers of the policy that the run held; nothing but its path names the run."""

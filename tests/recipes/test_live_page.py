@@ -110,6 +110,7 @@ def ended_early(name, workdir, end, stop):
     return drawn, (workdir / "report.html").read_bytes(), parts_of(workdir)["curves"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, stop, phases",
     others_slow(

@@ -319,6 +319,7 @@ def planned_programs(recipe, config, mesh):
     return {program.name: program for program in planned}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, dtype, fields",
     [
@@ -416,7 +417,7 @@ def test_what_pays_or_teaches_a_stage_of_r1_lies_beside_it():
     assert beside["distilled: update"] == dict.fromkeys(hidden, size)
 
 
-@pytest.mark.parametrize("fields", [dict(max_completion_length=12), {}])
+@pytest.mark.parametrize("fields", others_slow([dict(max_completion_length=12), {}], {}))
 def test_an_evaluation(tmp_path, fields):
     """Oracle: the parameters of a run, and by hand its slots: four, of the completions that the config
     allows, or of what the model has room for beside the prompts.

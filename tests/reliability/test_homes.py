@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tests.in_process import launched
+from tests.quick import others_slow
 from tests.reliability.bad_checkpoints import GOOD, TUNE
 from tests.reliability.goods import goods, swept
 from tests.reliability.test_bad_input import arguments
@@ -31,7 +32,7 @@ def home(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("line", CASES)
+@pytest.mark.parametrize("line", others_slow(CASES, CASES[0], *CASES[2:]))
 def test_no_program_makes_a_folder_of_the_name_of_a_home(line, home, tmp_path, monkeypatch):
     """Oracle: exit status 0, what it leaves in the home folder, which a check does not, and nothing in the
     working one.

@@ -102,7 +102,8 @@ def one_update(kind, loss_type, **how):
     with jax.set_mesh(mesh):
         places = shardings(mesh, logical_names(boxed), params)
         placed = state_shardings(mesh, places, params, GRADIENTS)
-        state = jax.device_put(TrainState.create(params, GRADIENTS), placed)
+        create = jax.jit(TrainState.create, static_argnums=1)
+        state = jax.device_put(create(params, GRADIENTS), placed)
         batch = put_share(mesh, make_batch(how["multiple"], how["shared"], how["order"]))
         state, metrics = jax.jit(step, out_shardings=(placed, None))(
             state, batch, jax.random.key(0)

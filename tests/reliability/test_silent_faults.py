@@ -54,6 +54,7 @@ from deepseek_jax.training.update import make_train_step
 from deepseek_jax.training.watch import Checks
 from launch import common
 from tests.processes import run_two
+from tests.quick import others_slow
 from tests.recipes.small import make_run
 from tests.reinforce.rollouts import rollout_of
 from tests.reinforce.test_update import TOKENIZER
@@ -909,7 +910,7 @@ def test_a_run_with_a_fault_planted_in_its_batches_is_ended(
     assert fault.value.status == 5
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("micro_batches", others_slow([1, 2], 1))
 def test_a_run_whose_advantages_lie_on_other_devices_is_ended(
     tmp_path, monkeypatch, by_length, micro_batches
 ):

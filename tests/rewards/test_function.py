@@ -216,7 +216,11 @@ REFUSED = (
             f"if True:{SCORES}",
             REFUSED.format("", 8, "script.py:brief: script.py starts worker processes"),
         ),
-        (TRAINS, REFUSED.format("config.rewards.", 7, "script.py trains")),
+        pytest.param(
+            TRAINS,
+            REFUSED.format("config.rewards.", 7, "script.py trains"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["a main block", "scores without one", "trains without one"],
 )

@@ -29,7 +29,7 @@ PIECES += ["\n", " ", "\u200b", "2 + 3 = 5\n", "#### 5\n", "five or ", "per cent
 PIECES += ["1+", "1=", ";", "-", "a:", ",111", "So the answer is ", "3 + 8 = 11; "]
 
 
-@pytest.mark.parametrize("piece", others_slow(PIECES, *PIECES[::9]))
+@pytest.mark.parametrize("piece", others_slow(PIECES, *PIECES[::16]))
 def test_a_long_completion_is_scored_in_linear_time(piece):
     """Oracle: a text a sixteenth as long; a quadratic search of 100,000 characters takes a minute."""
     slow = []

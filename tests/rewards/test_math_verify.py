@@ -245,6 +245,7 @@ def test_an_endless_answer_is_nan_and_counted_and_its_neighbours_are_scored(veri
     assert verifier.timeouts == before + 1
 
 
+@pytest.mark.slow
 def test_a_batch_of_endless_answers_ends_at_its_limit_and_the_rest_is_nan_and_counted():
     """Oracle: by hand: of answers of half a second of CPU time each, in a batch of 2 s, one wave is begun and
     no other. The next batch is scored.

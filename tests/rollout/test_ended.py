@@ -194,7 +194,7 @@ class Added(RolloutLog):
 
 def check_own_rows():
     """Assert that a process has the completions that its devices sampled, and the numbers of all."""
-    config, params = tiny_model("mla_moe")
+    config, params = tiny_model("gqa")
     params = jax.device_get(params)
     mesh = make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
@@ -226,6 +226,7 @@ def check_own_rows():
         assert not found[~here].any()
 
 
+@pytest.mark.slow
 def test_a_process_owns_what_its_devices_sampled():
     """Oracle: the same call in which every process gets all completions."""
     statuses, outputs = run_two(OWNING, xla_flags="--xla_force_host_platform_device_count=4")

@@ -143,7 +143,7 @@ def planned_calls(config, mesh, **more):
     "kind, mesh",
     [
         pytest.param("gqa", one_device, id="one device"),
-        pytest.param("mtp", one_device, id="drafts"),
+        pytest.param("mtp", one_device, id="drafts", marks=pytest.mark.slow),
         pytest.param("mla_moe", eight_devices, id="eight devices", marks=pytest.mark.slow),
     ],
 )

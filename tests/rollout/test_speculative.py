@@ -17,12 +17,13 @@ from deepseek_jax.rollout.sampling import Sampling
 from tests.quick import others_slow
 from tests.rollout.test_engine import EOS, LENGTH, PROMPTS, assert_same, teacher_forced
 from tests.rollout.test_sampling import filtered
-from tests.tiny import MTP, VOCAB, tiny_model
+from tests.tiny import MTP, VOCAB, kept, tiny_model
 
 CONFIG = dataclasses.replace(MTP, num_nextn_predict_layers=1)
 DRAFTS = {"random": 1.0, "good": 0.3, "equal": 0.0}
 SETTINGS = dict(max_completion_length=LENGTH, eos_ids=EOS, seed=5, slots=3)
 SAMPLED = SETTINGS | dict(n=2, temperature=0.8)
+GREEDY = dict(max_completion_length=40, temperature=0.0, eos_ids=(5,), slots=4)
 
 
 @functools.cache
@@ -33,6 +34,10 @@ def model(draft="good", vocab_size=VOCAB, seed=0):
     module that takes the embedding as it is and has the model's final norm. "good" lies between.
     """
     config = dataclasses.replace(CONFIG, vocab_size=vocab_size)
+    return config, kept(f"{config} {draft} {seed}", lambda: make_params(config, draft, seed))
+
+
+def make_params(config, draft, seed):
     params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed)))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
@@ -41,7 +46,7 @@ def model(draft="good", vocab_size=VOCAB, seed=0):
     ]
     params = tree.unflatten(leaves)
     if draft == "random":
-        return config, params
+        return params
 
     def shrink(path, leaf):
         return leaf * DRAFTS[draft] if path[-1].key in ("out", "down") else leaf
@@ -54,7 +59,7 @@ def model(draft="good", vocab_size=VOCAB, seed=0):
         hidden_norm={"scale": ones},
         head_norm=params["final_norm"],
     )
-    return config, params
+    return params
 
 
 def speculate(*arguments, **settings):
@@ -102,6 +107,7 @@ FILTERED, WITH_END = (Sampling(0.8, 0.9, 4), ()), (Sampling(1.3), (2,))
 FEW, MANY = (4000, 3), (20000, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draft, how, sizes",
     others_slow(
@@ -172,9 +178,8 @@ def test_drafts_are_those_of_a_teacher_forced_module(draft):
     It counts, row by row, how often the module's likeliest token is what greedy decoding without drafts took.
     """
     prompts = [[token] * length for length in (1, 2, 9, 16, 17) for token in (4, 6)]
-    settings = dict(max_completion_length=40, temperature=0.0, eos_ids=(5,), slots=4)
-    rollout = speculate(*model(draft, 8, seed=4), prompts, **settings)
-    plain = generate(*model(draft, 8, seed=4), prompts, **settings)
+    rollout = speculate(*model(draft, 8, seed=4), prompts, **GREEDY)
+    plain = generate(*model(draft, 8, seed=4), prompts, **GREEDY)
     assert_same(rollout, plain)
     rows = [
         [*prompt, *ids[mask].tolist()]
@@ -239,8 +244,9 @@ def test_a_completion_ends_with_its_first_end_token():
 
 def test_other_prompts_and_seeds_compile_nothing():
     """Oracle: the number of compiled versions that jit holds of each part."""
-    settings = SETTINGS | dict(temperature=0.0)
-    speculate(*model(), PROMPTS * 2, **settings)
+    # Of the sizes of the test before
+    few = model("good", 8, seed=4)
+    speculate(*few, [[1] * length for length in (1, 2, 9, 16, 17) * 2], **GREEDY)
     programs = (
         decode.decoding_weights,
         decode.empty_slots,
@@ -249,8 +255,8 @@ def test_other_prompts_and_seeds_compile_nothing():
         decode.decode,
     )
     before = [program._cache_size() for program in programs]
-    others = [[1] * length for length in (16, 2, 5, 1, 11)]
-    speculate(*model(), others * 2, **settings | dict(seed=9))
+    others = [[2] * length for length in (16, 20, 5, 1, 11)]
+    speculate(*few, others * 2, **GREEDY | dict(seed=9))
     assert [program._cache_size() for program in programs] == before
 
 

@@ -48,6 +48,7 @@ def test_tokens_come_one_by_one_as_the_engine_samples_them(kind):
         assert streamed(kind, prompt, sampling, 5) == whole(kind, prompt, sampling, 5)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_tokens():
     """Oracle: a single device."""
     alone = streamed("mla_moe", PROMPTS[0], Sampling(0.8), 2)

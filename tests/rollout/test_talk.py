@@ -14,7 +14,7 @@ from deepseek_jax.rollout.policy import Policy
 from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.talk import Talk
 from tests.reliability.goods import CHAT
-from tests.tiny import CONFIGS, random_leaves
+from tests.tiny import CONFIGS, kept, random_leaves
 
 LENGTH = 6
 GREEDY = Sampling(0.0)
@@ -37,9 +37,9 @@ def policy():
     tokenizer = chatting_bytes()
     sizes = dict(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     config = dataclasses.replace(CONFIGS["gqa"], **sizes)
-    rng = jax.random.key(0)
     make = jax.jit(lambda rng: nn.unbox(random_leaves(init_params(config, rng), rng)))
-    return Policy(config, make(rng), tokenizer, "chat")
+    params = kept(repr(config), lambda: make(jax.random.key(0)))
+    return Policy(config, params, tokenizer, "chat")
 
 
 def answer(policy, *texts):

@@ -17,9 +17,10 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.settings import AnswerOptions, ConversationLimits
 from deepseek_jax.rollout.tool_talk import ToolTalk
 from deepseek_jax.training.completions import shown_text
+from tests.quick import others_slow
 from tests.rollout.conversing import QUESTIONS, asked, opened, talking
 from tests.rollout.test_talk import chatting_bytes
-from tests.tiny import CONFIGS, random_leaves, tiny_model
+from tests.tiny import CONFIGS, kept, random_leaves, tiny_model
 
 GREEDY = Sampling(0.0)
 LENGTH = 80
@@ -71,7 +72,10 @@ def test_turns_are_held_where_prompts_have_turns_and_nothing_else_has_a_state(
     assert ToolTalk(policy, GREEDY, LENGTH).holds_turns is holds
 
 
-@pytest.mark.parametrize("limits", [dict(turns=1), dict(turn_length=2), dict(turn_length=None)])
+@pytest.mark.parametrize(
+    "limits",
+    others_slow([dict(turns=1), dict(turn_length=2), dict(turn_length=None)], dict(turns=1)),
+)
 def test_a_limit_ends_a_conversation_with_a_line_that_says_so(limits):
     """Oracle: Policy.answer's conversations under the same limit, and the reason of their end."""
     length = 20
@@ -128,7 +132,8 @@ def calling():
         prompt = policy.tools.prompt({"question": FIRST})
         row = [*tokenizer.encode(CALL), *end, *form.results([Call("add", {})], ["3"])]
         row += [*tokenizer.encode("3"), *end, *form.user(SECOND), *tokenizer.encode("yes"), *end]
-        yield policy.with_params(learned(config, prompt, row)), [*prompt, *row]
+        params = kept(f"{config} {prompt} {row}", lambda: learned(config, prompt, row))
+        yield policy.with_params(params), [*prompt, *row]
 
 
 def learned(config, prompt, row):

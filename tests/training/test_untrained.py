@@ -52,6 +52,7 @@ LOSSES = {
 }
 
 
+@functools.cache
 def updated(kind, loss, optimizer):
     """(params before, params after three updates, whether each has had a gradient, the optimizer's state)."""
     loss_fn, params, batch = LOSSES[loss](kind)

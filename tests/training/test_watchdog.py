@@ -56,6 +56,7 @@ class Hangs(Numbers):
         return super().next(state, step)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_prints_all_stacks_once_and_goes_on(tmp_path, capfd):
     """Oracle: by hand: the function that hangs, the process and the step, in a process of many threads; the
     run completes all the same.

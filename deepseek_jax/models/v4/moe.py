@@ -60,7 +60,7 @@ class MoE(nn.Module):
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
         experts_bta, weights_bta = self._choose(logits_bte, tokens)
         axes = ("experts", *MLP_AXES[3]), ("experts", "mlp", "embed")
-        run = functools.partial(run_experts, fp8=False, limit=cfg.swiglu_limit)
+        run = functools.partial(run_experts, limit=cfg.swiglu_limit)
         kernels = Kernels((w_gate_up, w_down), axes, cfg.dtype)
         y_btd, overflows = expert_parallel(
             run, x_btd, experts_bta, weights_bta, kernels, buffer=cfg.expert_buffer

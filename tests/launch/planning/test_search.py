@@ -181,6 +181,7 @@ OF_CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", others_slow(OF_CONFIGS, "adapters"))
 def test_the_updates_of_an_experiment_are_ranked_on_every_mesh_that_splits_them(runs):
     """Oracle: the updates that the recipe places on the mesh: the bytes of their arguments, of gradients

@@ -89,6 +89,7 @@ def test_every_update_of_a_recipe_has_steps(module):
     assert seconds is not None and seconds >= 100
 
 
+@pytest.mark.slow
 def test_gpus_are_counted_at_their_peak():
     """Oracle: by hand: FLOPs needed over the peak of the GPUs, times steps; in hours of both chips."""
     config = sft_small.get_config()

@@ -12,6 +12,7 @@ from deepseek_jax.models.v4 import attention, compressor, decoder
 from deepseek_jax.models.v4.cache import CompressorCache, empty_caches
 from deepseek_jax.models.v4.config import CSA, HCA, WINDOW
 from tests.models.v4 import tiny
+from tests.quick import others_slow
 
 LAYERS = (WINDOW, CSA, HCA)
 CONFIG = tiny.config(num_hidden_layers=3, layer_types=LAYERS)
@@ -150,6 +151,7 @@ def test_a_prefill_leaves_what_decoding_would_have_left(params):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.slow
 def test_decoding_goes_on_after_a_long_prefill(params):
     """Oracle: run_layers on rows of 232 tokens; prompts of 199 and 211 tokens."""
     tokens, lengths = np.random.default_rng(2).integers(0, 96, (2, 232)), np.array([199, 211])
@@ -166,6 +168,7 @@ def test_decoding_goes_on_after_a_long_prefill(params):
         )
 
 
+@pytest.mark.slow
 def test_an_indexer_that_selects_all_entries_is_no_indexer(csa_params):
     """Oracle: indexer_loss="dense", in which queries attend to all entries that they see, bit by bit; a
     top-k of 4 gives another result.
@@ -224,7 +227,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# A ring, an entry and what a prompt leaves; the comparison itself runs every time
+PLANTED = others_slow(FAULTS, "ring of the window off by one", "pending rows of a prompt lost")
+
+
+@pytest.mark.parametrize("fault", PLANTED)
 def test_a_planted_fault_is_caught(csa_params, csa_states, monkeypatch, fault):
     """Oracle: the comparison above, which this code passes without the fault."""
     module, name, wrap = FAULTS[fault]
@@ -232,7 +239,14 @@ def test_a_planted_fault_is_caught(csa_params, csa_states, monkeypatch, fault):
     assert off(CSA_LAYER, csa_params, csa_states)[0] > CAUGHT
 
 
-@pytest.mark.parametrize("left_out", [("values", "logits"), ("entries",), ("kv",)])
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        pytest.param(("values", "logits"), marks=pytest.mark.slow),
+        ("entries",),
+        pytest.param(("kv",), marks=pytest.mark.slow),
+    ],
+)
 def test_a_refill_that_leaves_old_rows_is_caught(csa_params, csa_states, left_out):
     """Oracle: as above: the slot's first text decodes rightly, and the second does not."""
     before, after = off(CSA_LAYER, csa_params, csa_states, left_out=left_out)

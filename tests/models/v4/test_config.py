@@ -1,5 +1,8 @@
 """V4Config: the released config.json files, and what is refused before anything compiles."""
 
+import dataclasses
+from collections import Counter
+
 import jax
 import pytest
 from flax.linen import unbox
@@ -107,10 +110,23 @@ def test_released_layers(raw, counts):
     ids=["Flash", "Pro"],
 )
 def test_released_sizes(raw, billions):
-    """Oracle: the published 284B and 1.6T without multi-token prediction, and Flash's parts by hand."""
+    """Oracle: the published 284B and 1.6T without multi-token prediction, and Flash's parts by hand. One
+    layer of each kind is made, and counted as often as the model has it.
+    """
     config = parse_config(raw | dict(num_nextn_predict_layers=0))
-    shapes = jax.eval_shape(lambda: decoder.init_params(config, jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    times = Counter(config.layers)
+    # Tables come first
+    kinds = sorted(times, key=lambda kind: not kind.has_table)
+    one_of_each = dataclasses.replace(
+        config,
+        num_hidden_layers=len(kinds),
+        compress_ratios=tuple(kind.rate for kind in kinds),
+        num_hash_layers=sum(kind.has_table for kind in kinds),
+    )
+    shapes = jax.eval_shape(lambda: decoder.init_params(one_of_each, jax.random.key(0)))
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
+    count = sum(times[kind] * sizes.pop(f"layers_{i}") for i, kind in enumerate(kinds))
+    count += sum(sizes.values())
     # The tables of 129,280 x 6 in three layers are no parameters of the paper
     count -= 3 * 129280 * 6
     assert count / 1e9 == pytest.approx(billions, rel=2e-4 if raw is FLASH else 0.02)

@@ -1,7 +1,6 @@
 """DeepSeek-V4 in bfloat16, what stays float32 there, and the release's roundings inside the model."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -18,8 +17,9 @@ from deepseek_jax.ops.compress import seen_entries
 from deepseek_jax.ops.release_rounding import bfloat16_index_scores, fp4_index, fp8_keys
 from deepseek_jax.ops.selection import unpacked
 from tests.models.v4 import tiny
+from tests.models.v4.test_training import random_params
 from tests.ops.test_attention import normal
-from tests.tiny import random_leaves
+from tests.quick import others_slow
 
 CONFIG = tiny.config()
 HALF = dataclasses.replace(CONFIG, dtype="bfloat16")
@@ -162,14 +162,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", others_slow(PARTS, "mixing", "index scores"))
 def test_each_of_them_in_bfloat16_is_caught(params, monkeypatch, part):
     """Oracle: the comparison above, which this code passes without the mistake."""
     MISTAKES[part](monkeypatch)
     assert PARTS[part](params, monkeypatch) > 10 * CLOSE
 
 
-@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+@pytest.mark.parametrize("held", others_slow(["float32", "bfloat16"], "bfloat16"))
 def test_logits_in_bfloat16_are_those_of_float32(params, held):
     """Oracle: the model in float32, with parameters held in either dtype. Tokens have all experts and attend
     to all entries: a choice between near ties would be another one. Measured 3% of the
@@ -180,13 +180,15 @@ def test_logits_in_bfloat16_are_those_of_float32(params, held):
     ffn = params["layers_0"]["ffn"] | dict(expert_table=table)
     made = params | dict(layers_0=params["layers_0"] | dict(ffn=ffn))
     tokens = np.random.default_rng(0).integers(0, 96, (2, 48))
-    exact = np.asarray(forward(dataclasses.replace(CONFIG, **every), made, tokens))
+    run = jax.jit(forward, static_argnums=0)
+    exact = np.asarray(run(dataclasses.replace(CONFIG, **every), made, tokens))
     made = jax.tree.map(lambda x: jnp.asarray(x, held), made)
-    ours = jax.jit(functools.partial(forward, dataclasses.replace(HALF, **every)))(made, tokens)
+    ours = run(dataclasses.replace(HALF, **every), made, tokens)
     error = np.abs(ours - exact).max() / np.abs(exact).max()
     assert ours.dtype == jnp.float32 and 2**-12 < error < 0.06
 
 
+@pytest.mark.slow
 def test_the_releases_roundings_are_of_keys_and_index_operands(params, monkeypatch):
     """Oracle: the ops, which loops hold, on what the same model computes without them: keys of window, CSA
     and HCA, and the selection by rounded operands. One layer, whose inputs are the same.
@@ -225,11 +227,6 @@ def test_the_releases_roundings_are_of_keys_and_index_operands(params, monkeypat
             np.put_along_axis(chosen, best, True, axis=-1)
             np.testing.assert_array_equal(unpacked(bits, 12), chosen & (scores > -np.inf))
             assert (bits != plain_selections[0][1]).any()
-
-
-def random_params(config):
-    made = nn.unbox(init_params(config, jax.random.key(0)))
-    return random_leaves(made, jax.random.key(1))
 
 
 def test_training_with_the_releases_roundings_is_refused():

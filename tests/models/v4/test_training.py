@@ -20,17 +20,23 @@ from deepseek_jax.training.state import TrainState
 from deepseek_jax.training.update import make_train_step
 from tests.losses.test_next_token import make_batch
 from tests.models.v4 import tiny
-from tests.tiny import random_leaves
+from tests.tiny import kept, random_leaves
 
+# The module for later tokens is a layer of a window alone
 SMALL = dict(num_hidden_layers=2, layer_types=(CSA, HCA))
-KINDS = dict(num_hidden_layers=3, layer_types=(WINDOW, CSA, HCA))
-CONFIG = tiny.config(**KINDS, num_nextn_predict_layers=1, indexer_loss="sparse", index_topk=2)
+CONFIG = tiny.config(**SMALL, num_nextn_predict_layers=1, indexer_loss="sparse", index_topk=2)
 
 
-def random_params(config, rng=0):
+@functools.cache
+def random_params(config):
     """Every parameter random, and tables as they are."""
-    made = nn.unbox(init_params(config, jax.random.key(rng)))
-    noisy = random_leaves(made, jax.random.key(rng + 1))
+    return kept(f"{config} for V4's training", lambda: make_params(config))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make_params(config):
+    made = nn.unbox(init_params(config, jax.random.key(0)))
+    noisy = random_leaves(made, jax.random.key(1))
 
     def table_or(path, plain, noisy):
         return plain if path[-1].key == "expert_table" else noisy
@@ -75,14 +81,16 @@ def test_the_gradient_is_the_sum_of_its_parts():
     def whole(params):
         return next_token_loss(CONFIG, params, batch, balance_weight=0.01, mtp_weight=0.3)[0]
 
-    values, pull = jax.vjp(jax.jit(parts), params)
-    one = jnp.ones(())
-    gradients = [
-        pull(tuple(one if i == part else jnp.zeros(()) for i in range(4)))[0] for part in range(4)
-    ]
+    @jax.jit
+    def run(params):
+        values, pull = jax.vjp(parts, params)
+        return values, [pull(tuple(map(jnp.float32, row)))[0] for row in np.eye(4)]
+
+    values, gradients = jax.device_get(run(params))
     assert all(value > 1e-4 for value in values)
-    assert all(optax.tree.norm(gradient) > 1e-4 for gradient in gradients)
-    value, gradient = jax.jit(jax.value_and_grad(whole))(params)
+    for gradient in gradients:
+        assert sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)) > 1e-8
+    value, gradient = jax.device_get(jax.jit(jax.value_and_grad(whole))(params))
     np.testing.assert_allclose(value, sum(values), rtol=1e-5)
     exact = jax.tree.map(lambda *parts: sum(parts), *gradients)
     for ours, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
@@ -106,6 +114,7 @@ def text_batch(length=64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, pytest.param(dict(dtype="bfloat16", remat="full"), marks=pytest.mark.slow)],
@@ -116,7 +125,7 @@ def test_ten_updates_lower_the_loss_on_text(how):
     are frequent, and tables stay.
     """
     config = tiny.config(
-        **KINDS,
+        **SMALL,
         vocab_size=256,
         num_nextn_predict_layers=1,
         indexer_loss="sparse",
@@ -130,7 +139,8 @@ def test_ten_updates_lower_the_loss_on_text(how):
         return next_token_loss(config, params, batch, balance_weight=1e-4, mtp_weight=0.3)
 
     step = make_train_step(loss_fn, tx, bias_update_speed=optax.constant_schedule(0.001))
-    state = TrainState.create(nn.unbox(init_params(config, jax.random.key(0))), tx)
+    params = jax.jit(lambda rng: nn.unbox(init_params(config, rng)))(jax.random.key(0))
+    state = jax.jit(lambda params: TrainState.create(params, tx))(params)
     before, step = state.params, jax.jit(step)
     losses = []
     for _ in range(11):
@@ -173,7 +183,8 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     """Oracle: what autodiff saves between the passes, by the program: numbers, apart from the arguments. With
     "full" these are the streams before each layer, and what follows the layers.
     """
-    config, tokens = tiny.config(**SMALL), np.zeros((2, 48), np.int32)
+    config = tiny.config(num_hidden_layers=1, layer_types=(CSA,))
+    tokens = np.zeros((2, 48), np.int32)
     params = random_params(config)
 
     def saved(remat):
@@ -188,7 +199,7 @@ def test_each_remat_policy_saves_less_than_the_one_before():
     assert full < 8 * streams
     offloaded = dataclasses.replace(config, remat="offload")
     program = jax.make_jaxpr(jax.grad(lambda p: forward(offloaded, p, tokens).sum()))(params)
-    assert str(program).count("<host>[2,48,4,32]") >= 2
+    assert str(program).count("<host>[2,48,4,32]") >= 1
 
 
 @pytest.mark.slow

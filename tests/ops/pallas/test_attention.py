@@ -39,7 +39,7 @@ def results(implementation, arrays, segment_ids):
         out = attend(*arrays, segment_ids=segment_ids, **form)
         return (out * probe).sum(), out
 
-    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
     return [out, *grads]
 
 

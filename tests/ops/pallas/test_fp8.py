@@ -58,6 +58,7 @@ def test_a_linear_layer_multiplies_e4m3_values(topology, sizes):
     assert cost.hbm_bytes < 30 * (m * k + m * n + k * n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topology, sizes", sizes((1024, 1024, 512, 2), (8192, 7168, 4096, 8)))
 def test_experts_multiply_e4m3_values(topology, sizes):
     """Oracle: the program: three products of all rows with one expert's matrix each."""

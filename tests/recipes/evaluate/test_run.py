@@ -97,6 +97,7 @@ def test_the_line_of_a_measurement_has_the_number_of_its_problems(
     assert "measuring results: 6 questions\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_adapter_answers_as_the_policy_with_it(saved, tmp_path):
     """Oracle: generate from the params with the adapter; without it the completions are others."""
     folder, config, params = saved

@@ -65,6 +65,7 @@ def finished(teacher, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_one_rollout_of_conversations(teacher, finished):
     """Oracle: Policy.answer of all prompts; the tokens are those of the model alone, and the reward is that
     of get_reward, as no answer is right.

@@ -76,6 +76,7 @@ class Killed(BaseException):
     """What no recipe catches."""
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_a_rollout_ends_like_one_that_was_not(games, tmp_path, monkeypatch):
     """Oracle: the metrics and the measurements of the run that nothing interrupted, digit for digit: games
     that had ended are not played again, and those under way begin anew.

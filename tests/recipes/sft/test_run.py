@@ -22,13 +22,14 @@ from tests.compilations import compilations
 from tests.quick import others_slow
 from tests.recipes.outcome import assert_names, scores_in, unlisted, without_group
 from tests.recipes.pages import PARTS, data_of, parts_of
-from tests.recipes.small import CLOCKS, make_run, run_recipe
+from tests.recipes.small import CLOCKS, ONE_LAYER, make_run, run_recipe
 from tests.turns import turns
 
 
 def small_config(**fields):
     """The ConfigDict of four steps; fields: others of SftSettings."""
     config = get_config()
+    config.model.update(ONE_LAYER)
     config.update(dict(num_steps=4, batch_size=8, save_every=1, log_every=1, eval_every=2))
     config.base.update(dict(num_documents=400, batch_size=8, num_steps=5))
     config.base.optimizer.warmup_steps = 1
