@@ -193,6 +193,7 @@ PUBLISHED = (
         seconds=42.656,
         source="training/trillium/Llama3.1-70B-MaxText/v6e-256: tpu-recipes-v0.1.4, JAX 0.6.1",
         mesh=dict(fsdp=256),
+        micro_batch_size=256,
         remat="offload",
     ),
 )
