@@ -149,6 +149,7 @@ PUBLISHED = (
         seconds=98.34,
         source="training/ironwood/README.md at 0797d9c",
         mesh=dict(fsdp=512),
+        micro_batch_size=512,
         remat="offload",
     ),
     Published(
