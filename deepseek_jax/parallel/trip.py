@@ -1,8 +1,6 @@
 """Where each device's rows go, so that they arrive sorted by expert, and the way back.
 
 Letters: s, the devices that exchange rows; o, the experts of one device.
-
-Tests: tests/parallel/test_trip.py.
 """
 
 from typing import NamedTuple
