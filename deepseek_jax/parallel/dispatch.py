@@ -279,7 +279,7 @@ def _in_blocks(exchange, experts_ma, x_md, weights_ma, kernels):
 
 
 class _Plan(NamedTuple):
-    """What an exchange does with its rows: the ExpertLayout of this device's rows, and their Trip."""
+    """The order of a device's rows by expert, and their way to the experts and back."""
 
     layout: ExpertLayout
     trip: Trip

@@ -29,7 +29,6 @@ from deepseek_jax.parallel import make_mesh
 from tests.checkpoint.test_gguf import write_gguf
 from tests.checkpoint.test_store import DATA, assert_equal, make_state
 from tests.models.families import write_tiny_checkpoint
-from tests.quick import others_slow
 from tests.recipes.small import one_device
 
 CONFIG = ModelConfig(**models.deepseek_v3_tiny())
@@ -78,7 +77,7 @@ def test_a_checkpoint_in_a_bucket_without_its_last_object_is_not_read(place, buc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", others_slow([None, dict(fsdp=2, expert=2, tensor=2)], None))
+@pytest.mark.parametrize("mesh", [None, dict(fsdp=2, expert=2, tensor=2)])
 def test_parameters_come_back_exactly_from_a_bucket(params, place, mesh):
     """Oracle: what was saved; through load_params too, which finds out what is there."""
     save_orbax(place / "params", CONFIG, params)

@@ -109,12 +109,8 @@ def test_sparse_attention_and_its_indexer_learn_as_on_one_device(how):
     check(*one_update(make_mesh(**sizes), **rest, model="V3.2"), plain("V3.2"))
 
 
-# By default the mesh that splits rows of queries, and nothing else
-GATHERED = PLAIN | dict(mesh="context")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("how", others_slow(SPARSE, GATHERED), ids=name_of)
+@pytest.mark.parametrize("how", SPARSE, ids=name_of)
 def test_gathered_keys_learn_as_masked_ones_on_one_device(monkeypatch, how):
     """Oracle: the plain path of V3.2, whose queries mask the keys that they do not select. Blocks of three
     queries.

@@ -79,7 +79,7 @@ ADAPTED = "grpo with an adapter"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
+@pytest.mark.parametrize("name", ["sft", ADAPTED])
 def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
     runs, name, tmp_path, monkeypatch, capsys
 ):
@@ -112,7 +112,7 @@ def test_opening_what_a_run_left_runs_no_code_that_its_config_names(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", others_slow(["sft", ADAPTED], ADAPTED))
+@pytest.mark.parametrize("name", ["sft", ADAPTED])
 def test_its_folder_alone_is_measured_and_converted(runs, name, tmp_path, monkeypatch):
     """Oracle: the greedy answers of the policy that the run held; nothing but its path names the run."""
     folder, held = runs(name)

@@ -20,7 +20,6 @@ from deepseek_jax.recipes.experiment import find_recipe
 from deepseek_jax.recipes.stage import Stage
 from deepseek_jax.settings import build
 from tests.compilations import compilations
-from tests.quick import others_slow
 from tests.recipes import cases
 from tests.recipes.small import one_device, run_recipe, small_config
 
@@ -269,7 +268,7 @@ def test_more_steps_go_on_where_the_schedule_is_constant(left, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", others_slow([dict(num_steps=6), dict(seed=1)], dict(seed=1)))
+@pytest.mark.parametrize("change", [dict(num_steps=6), dict(seed=1)])
 def test_what_is_run_anew_may_be_stopped_and_resumed(left, change):
     """Oracle: that the second call, which is not told to drop anything, ends the run."""
     folder, config = left

@@ -10,7 +10,6 @@ from deepseek_jax.recipes.live_page import EVERY_SECONDS, LivePage
 from deepseek_jax.recipes.page import write_page
 from deepseek_jax.recipes.results import Results
 from deepseek_jax.settings import build
-from tests.quick import others_slow
 from tests.recipes.cases import CASES
 from tests.recipes.pages import parts_of
 from tests.recipes.small import run_recipe
@@ -113,19 +112,16 @@ def ended_early(name, workdir, end, stop):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, stop, phases",
-    others_slow(
-        [
-            ("sft", 3, "pretrain sft"),
-            ("grpo", 3, "pretrain grpo"),
-            ("pretrain in stages", 5, "stage_1 stage_2_long"),
-            ("reward_model", 3, "pretrain reward_model"),
-            ("judge", 3, "pretrain judge"),
-            ("generate", 1, "base"),
-            ("distill", 1, "qwen"),
-            ("r1", 3, "base zero"),
-        ],
+    [
         ("sft", 3, "pretrain sft"),
-    ),
+        ("grpo", 3, "pretrain grpo"),
+        ("pretrain in stages", 5, "stage_1 stage_2_long"),
+        ("reward_model", 3, "pretrain reward_model"),
+        ("judge", 3, "pretrain judge"),
+        ("generate", 1, "base"),
+        ("distill", 1, "qwen"),
+        ("r1", 3, "base zero"),
+    ],
 )
 def test_a_run_that_is_stopped_in_the_middle_has_a_page_of_so_far(
     tmp_path, capsys, name, stop, phases

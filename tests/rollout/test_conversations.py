@@ -170,7 +170,7 @@ def on_mesh(kind, mesh, layers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, axes", others_slow(CASES, ("experts", "mixed")))
+@pytest.mark.parametrize("kind, axes", CASES)
 def test_eight_devices_hold_the_conversations_of_one(monkeypatch, kind, axes):
     """Oracle: one device."""
     # One program that reads a text

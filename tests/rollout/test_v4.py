@@ -17,7 +17,6 @@ from deepseek_jax.rollout.sampling import Sampling
 from deepseek_jax.rollout.slots import Decoding
 from deepseek_jax.rollout.stream import stream
 from tests.models.v4 import tiny
-from tests.quick import others_slow
 
 LAYERS = (WINDOW, CSA, HCA)
 CONFIG = tiny.config(num_hidden_layers=3, layer_types=LAYERS)
@@ -122,7 +121,7 @@ AXES = {"data, fsdp": dict(data=2, fsdp=4), "mixed": dict(expert=2, fsdp=2, tens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", others_slow(AXES, "data, fsdp"))
+@pytest.mark.parametrize("axes", AXES)
 def test_slots_on_eight_devices_sample_as_on_one(params, axes):
     """Oracle: the same rollout on one device, drawn at random, in eight slots that are refilled; and the
     forward pass for its log-probabilities. Eight devices add in another order. Of CSA and HCA alone.

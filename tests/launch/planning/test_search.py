@@ -12,7 +12,6 @@ from launch.planning.records import CompiledProgram
 from launch.planning.search import REMAT, Search, print_search, try_layouts
 from tests.experiments import RUNS
 from tests.launch.test_plan import planned
-from tests.quick import others_slow
 from tests.rollout.test_tpu_decode import compile_apart
 
 CONFIG = """
@@ -182,7 +181,7 @@ OF_CONFIGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", others_slow(OF_CONFIGS, "adapters"))
+@pytest.mark.parametrize("runs", OF_CONFIGS)
 def test_the_updates_of_an_experiment_are_ranked_on_every_mesh_that_splits_them(runs):
     """Oracle: the updates that the recipe places on the mesh: the bytes of their arguments, of gradients
     as large as their parameters, and of what lies beside; why any other mesh is dropped.
