@@ -40,8 +40,8 @@ def get_config(arg=None):
     # Room for a quarter more than a device's balanced share of tokens; by default there is room for
     # the worst case
     c.model.expert_buffer = 1.25
-    # A micro-batch has one row a device, so there is room to save the outputs of attention
-    c.model.remat = "attention"
+    # A device has 4096 tokens of a micro-batch, so there is room to save what products compute
+    c.model.remat = "selective"
     c.data = dict(sources=("/data/text/1.0.0",), tokenizer="deepseek", fim_rate=0.1)
     # The number of documents. With about 700 tokens each, a reader's share has twice as many tokens
     # as it puts into eval_batches

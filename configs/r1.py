@@ -79,6 +79,8 @@ def _reasoning():
     c = r1_zero.get_config()
     c.init_from = "/checkpoints/R1-Dev1"
     c.num_steps = 200
+    # Half as many tokens on a device as R1-Zero's longest rows have: there is room, as in pre-training
+    c.model.remat = "selective"
     # The same length from the first step to the last
     c.rollout = dict(c.rollout, max_completion_length=TOKENS)
     c.data.path = "/data/r1_reasoning.jsonl"
@@ -147,8 +149,8 @@ def _reward(name):
 def _on_chips(fsdp, context):
     """Return the model, and a mesh of 1024 chips that splits the experts over 32 of them."""
     return dict(
-        # The room for experts and remat are as in configs/r1_zero.py
-        model=models.deepseek_v3() | dict(expert_buffer=1.25, remat="attention"),
+        # The room for experts and remat are as in configs/pretrain_v3.py
+        model=models.deepseek_v3() | dict(expert_buffer=1.25, remat="selective"),
         mesh=dict(data=1, fsdp=fsdp, expert=32, context=context),
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
-from deepseek_jax.models.remat_policies import RematName
+from deepseek_jax.models.remat_policies import Remat
 from deepseek_jax.settings import (
     Between,
     Count,
@@ -42,7 +42,6 @@ INDEXER_LOSSES: dict[IndexerLoss, str] = {
 ExpertBuffer = Annotated[float, Between(1)]
 # One number, or pairs (first step, number): a number is valid from its first step on
 ExpertBufferBySteps = ExpertBuffer | Annotated[tuple[tuple[Step, ExpertBuffer], ...], Rising()]
-Remat = Literal["none", RematName]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +167,7 @@ class ModelConfig:
             pipeline stages of the mesh. Default: the number of stages.
         expert_buffer: The room that a TPU has to receive tokens for its experts, in units of an
             even share of the tokens, see parallel.dispatch.expert_parallel. Default: room for the
-            worst case. With a buffer the backward pass runs experts again, whatever remat says.
+            worst case.
         indexer_loss: What losses.next_token trains the indexer on, see INDEXER_LOSSES.
 
     Raises:

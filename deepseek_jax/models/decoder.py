@@ -17,6 +17,7 @@ from deepseek_jax.models.moe import MoE, Routing
 from deepseek_jax.models.mtp import MultiTokenPrediction
 from deepseek_jax.models.remat_policies import REMAT_POLICIES, RematPolicy
 from deepseek_jax.ops.branches import Branches
+from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.saved_names import LAYER_INPUT
 from deepseek_jax.parallel.pipeline import pipeline, pipeline_stages
 from deepseek_jax.parallel.shard import constrain
@@ -82,7 +83,7 @@ class DecoderLayer(nn.Module):
         normed_btd = self.attention_norm(x_btd)
         y_btd, cache_entries, indexer = self.attention(normed_btd, rope, segment_ids, branches)
         x_btd, routing, experts, _ = self._feed_forward(
-            x_btd + y_btd, segment_ids, recorded_experts
+            save_for_backward(x_btd + y_btd), segment_ids, recorded_experts
         )
         return x_btd, Report(routing, indexer, experts), cache_entries
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.config import ModelConfig
 from deepseek_jax.models.layers import MLP_AXES, GatedMLP, mlp_split, weight
+from deepseek_jax.models.remat_policies import saves_marked
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.fp8_grouped import expert_block
-from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_few
+from deepseek_jax.ops.gated_mlp import experts_down, experts_up, gated_mlp, run_few
 from deepseek_jax.ops.grouped_matmul import block_size
 from deepseek_jax.ops.routing import (
     affinities,
@@ -93,7 +94,8 @@ class MoE(nn.Module):
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
         experts_bta, weights_bta = choose_experts(cfg, logits_bte, bias_e, recorded_experts)
         y, overflows = expert_parallel(
-            functools.partial(run_experts, fp8=cfg.fp8),
+            functools.partial(experts_up, fp8=cfg.fp8),
+            functools.partial(experts_down, fp8=cfg.fp8),
             x_btd,
             experts_bta,
             weights_bta,
@@ -105,6 +107,7 @@ class MoE(nn.Module):
             ),
             block_size=expert_block if cfg.fp8 else block_size,
             buffer=cfg.expert_buffer,
+            saves_hidden=saves_marked(cfg.remat),
         )
         y = y.reshape(x.shape)
         if shared_mlp is not None:

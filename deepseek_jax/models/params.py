@@ -1,6 +1,7 @@
 """Parameters of a network: random ones, their shapes, their number.
 
-Tests: tests/models/test_param_counts.py, tests/models/v4/test_parity.py.
+Tests: tests/checkpoint/test_v4_names.py, tests/models/test_param_counts.py,
+tests/models/test_decoder.py.
 """
 
 import functools

@@ -26,8 +26,9 @@ class RematPolicy(NamedTuple):
     saves_products: bool = False
 
 
-# The values of ModelConfig.remat, except "none"
 RematName = Literal["full", "attention", "dots", "selective", "offload"]
+# The values of ModelConfig.remat
+Remat = Literal["none", RematName]
 REMAT_POLICIES: dict[RematName, RematPolicy] = {
     "full": RematPolicy("the whole layer, from its input"),
     "attention": RematPolicy(
@@ -36,11 +37,16 @@ REMAT_POLICIES: dict[RematName, RematPolicy] = {
     ),
     "dots": RematPolicy("all but the results of its products with weights", saves_products=True),
     "selective": RematPolicy(
-        "norms, SwiGLU, attention and its up-projections (arXiv:2412.19437, section 3.2.3)",
-        saves=(SAVED,),
+        "norms, SwiGLU and attention's up-projections (arXiv:2412.19437, section 3.2.3)",
+        saves=(SAVED, ATTENDED),
     ),
     "offload": RematPolicy(
         "the whole layer, from its input, which waits in the host's memory",
         offloads=(LAYER_INPUT,),
     ),
 }
+
+
+def saves_marked(remat: Remat) -> bool:
+    """Return whether a layer saves what ops.remat.save_for_backward marks."""
+    return remat == "none" or SAVED in REMAT_POLICIES[remat].saves

@@ -203,8 +203,8 @@ def _ragged(rows, kernel, rows_per_expert, transposed=False):
     return _ragged_dot(rows, kernel, rows_per_expert, dimension_numbers).astype(rows.dtype)
 
 
-def _ragged_over_rows(left, right, rows_per_expert):
-    return _ragged_dot(left, right, rows_per_expert, OVER_ROWS)
+def _ragged_over_rows(left, right, rows_per_expert, dtype):
+    return _ragged_dot(left, right, rows_per_expert, OVER_ROWS).astype(dtype)
 
 
 def _ragged_dot(left, right, rows_per_expert, dimension_numbers):
@@ -250,20 +250,24 @@ def _grouped_backward(form, saved, cotangent):
     rows, kernel, rows_per_expert = saved
     cotangent = cotangent.astype(rows.dtype)
     d_rows = form.product(cotangent, kernel.astype(rows.dtype), rows_per_expert, transposed=True)
-    d_kernel = product_over_rows(rows, cotangent, rows_per_expert, implementation=form.over_rows)
-    return d_rows, d_kernel.astype(kernel.dtype), None
+    arrays = rows, cotangent, rows_per_expert
+    d_kernel = product_over_rows(*arrays, kernel.dtype, implementation=form.over_rows)
+    return d_rows, d_kernel, None
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
-def product_over_rows(left, right, rows_per_expert, *, implementation: str | None = None):
-    """Return left^T right over each expert's rows: left [r d], right [r f] -> float32[e d f].
+def product_over_rows(
+    left, right, rows_per_expert, dtype="float32", *, implementation: str | None = None
+):
+    """Return left^T right over each expert's rows: left [r d], right [r f] -> [e d f].
 
     Args:
         left: [r d], sorted by expert.
         right: [r f], sorted by expert.
         rows_per_expert: int32[e].
+        dtype: The dtype of the result, to which float32 sums are rounded once.
         implementation: "ragged" is jax.lax.ragged_dot_general, which XLA computes densely over the
             experts on TPU too, with the memory for that. "megablox" is JAX's Pallas kernel for TPU,
             and "interpreted" emulates it. "pieces" is ops.cpu.grouped_matmul.sum_by_expert. None
@@ -278,4 +282,4 @@ def product_over_rows(left, right, rows_per_expert, *, implementation: str | Non
         interpreted=functools.partial(pallas.product_over_rows, interpret=True),
         pieces=cpu.sum_by_expert,
     )
-    return product(left, right, rows_per_expert)
+    return product(left, right, rows_per_expert, dtype)

@@ -7,7 +7,7 @@ import pytest
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.ops.fp8_dot import fp8_dot
 from deepseek_jax.ops.fp8_grouped import expert_block
-from deepseek_jax.ops.gated_mlp import gated_mlp, run_experts, run_few, swiglu
+from deepseek_jax.ops.gated_mlp import experts_down, experts_up, gated_mlp, run_few, swiglu
 from tests.ops.test_attention import normal
 
 D, F = 6, 5
@@ -59,8 +59,9 @@ def test_experts_in_fp8_round_as_one_product_an_expert_does():
     block = expert_block(experts.size, e)
     layout = grouped.expert_layout(jnp.asarray(experts), e, block)
     weight_r1 = grouped.weight_of_rows(weights, layout)[:, None]
-    rows = grouped.rows_by_expert(jnp.asarray(x), layout), layout.rows_per_expert
-    ours = run_experts((w_gate_up, w_down), *rows, weight_r1, block=block, fp8=True)
+    rows, counts = grouped.rows_by_expert(jnp.asarray(x), layout), layout.rows_per_expert
+    hidden = experts_up(w_gate_up, rows, counts, block=block, fp8=True)
+    ours = experts_down(w_down, hidden, counts, weight_r1, block=block, fp8=True)
     ours = grouped.summed(ours, layout)
     assert np.linalg.norm(ours - exact) < 0.01 * np.linalg.norm(exact)
 
@@ -78,5 +79,7 @@ def test_a_limit_clamps_the_gate_from_above_and_up_from_both_sides():
     exact = (
         np.minimum(gate, 1) / (1 + np.exp(-np.minimum(gate, 1))) * np.clip(up, -1, 1) @ w_down[0]
     )
-    ours = run_experts((w_gate_up, w_down), x, jnp.array([5]), limit=1.0)
+    rows_per_expert = jnp.array([5])
+    hidden = experts_up(w_gate_up, x, rows_per_expert)
+    ours = experts_down(w_down, hidden, rows_per_expert, limit=1.0)
     np.testing.assert_allclose(ours, exact, **CLOSE)

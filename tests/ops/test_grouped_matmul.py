@@ -87,7 +87,8 @@ def test_gradients_are_those_of_the_dense_form(split, implementation, block):
 @pytest.mark.parametrize("rows", others_slow([40, 32, 33], 33))
 def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, rows):
     """Oracle: a numpy loop over experts in float64: an idle one, edges within a tile, rows behind all
-    experts' that count for none, and a last tile in part; the kernel for TPU emulated.
+    experts' that count for none, and a last tile in part; the kernel for TPU emulated. In bfloat16 the same,
+    rounded once.
     """
     monkeypatch.setattr(pallas, "TILES_OVER_ROWS", (16, 8, 8))
     rng = np.random.default_rng(3)
@@ -97,8 +98,12 @@ def test_the_product_over_rows_is_each_experts_own(monkeypatch, implementation, 
     exact = [
         left[e - n : e].astype(float).T @ right[e - n : e] for e, n in zip(ends, sizes, strict=True)
     ]
-    ours = grouped.product_over_rows(left, right, sizes, implementation=implementation)
+    ours, rounded = (
+        grouped.product_over_rows(left, right, sizes, dtype, implementation=implementation)
+        for dtype in ("float32", "bfloat16")
+    )
     np.testing.assert_allclose(ours, exact, **CLOSE)
+    np.testing.assert_array_equal(rounded, ours.astype("bfloat16"))
 
 
 def check_layout(experts, n_routed_experts, block):

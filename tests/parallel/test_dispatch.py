@@ -10,7 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from deepseek_jax.models.decoder import checkpoint_policy
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.remat_policies import REMAT_POLICIES, saves_marked
 from deepseek_jax.ops import grouped_matmul as grouped
 from deepseek_jax.parallel import dispatch, make_mesh
 from deepseek_jax.parallel.dispatch import (
@@ -51,16 +53,18 @@ def inputs():
     return x, weights, (up, down)
 
 
-def run_experts(kernels, rows, rows_per_expert, weight_r1, *, block):
-    """down(tanh(up(x))) of rows that are sorted by expert, weighed."""
-    up, down = kernels
-    hidden = grouped.grouped_matmul(rows.reshape(len(rows), -1), up, rows_per_expert)
-    hidden = jnp.tanh(hidden) * weight_r1
-    return grouped.grouped_matmul(hidden, down, rows_per_expert).reshape(rows.shape)
+def up(kernel, rows, rows_per_expert, *, block):
+    """The hidden values of rows that are sorted by expert, before the activation, tanh."""
+    return grouped.grouped_matmul(rows, kernel, rows_per_expert)
+
+
+def down(kernel, hidden, rows_per_expert, weight_r1, *, block):
+    """down(tanh(hidden)), weighed."""
+    return grouped.grouped_matmul(jnp.tanh(hidden) * weight_r1, kernel, rows_per_expert)
 
 
 def with_axes(arrays):
-    """The arguments of expert_parallel after run_experts: (x, experts, weights, Kernels)."""
+    """The arguments of expert_parallel after up and down: (x, experts, weights, Kernels)."""
     *tokens, matrices = arrays
     return *tokens, Kernels(matrices, AXES)
 
@@ -79,16 +83,16 @@ def probe(y):
 
 
 @functools.cache
-def on_mesh(mesh, implementation, buffer):
+def on_mesh(mesh, implementation, buffer, saves_hidden=False):
     """A compiled (x, experts, weights, kernels) -> (y, gradients of x, weights and kernels, overflows)."""
     devices = [jax.devices()[number] for number in ORDERS.get(mesh, range(8))]
     mesh = make_mesh(**MESHES[mesh], devices=devices)
 
     def run(x, experts, weights, kernels):
         def loss(x, weights, kernels):
-            options = dict(buffer=buffer, implementation=implementation)
+            options = dict(buffer=buffer, implementation=implementation, saves_hidden=saves_hidden)
             y, overflows = expert_parallel(
-                run_experts, x, experts, weights, Kernels(kernels, AXES), **options
+                up, down, x, experts, weights, Kernels(kernels, AXES), **options
             )
             return probe(y), (y, overflows)
 
@@ -105,9 +109,10 @@ def on_mesh(mesh, implementation, buffer):
     return run_under_mesh
 
 
-def exchanged(mesh, implementation, route, buffer=None):
+def exchanged(mesh, implementation, route, buffer=None, saves_hidden=False):
     x, weights, kernels = inputs()
-    return on_mesh(mesh, implementation, buffer)(x, ROUTES[route], weights, kernels)
+    run = on_mesh(mesh, implementation, buffer, saves_hidden)
+    return run(x, ROUTES[route], weights, kernels)
 
 
 @functools.cache
@@ -144,7 +149,7 @@ def test_rows_or_tokens_that_do_not_split_run_whole(rows, tokens):
     x, weights, kernels = inputs()
     arrays = x[:rows, :tokens], ROUTES["random"][:rows, :tokens], weights[:rows, :tokens]
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *with_axes(arrays))[0])
+        run = jax.jit(lambda *arrays: expert_parallel(up, down, *with_axes(arrays))[0])
         assert "all_to_all" not in run.lower(*arrays, kernels).as_text()
         np.testing.assert_allclose(run(*arrays, kernels), dense(*arrays, kernels), **CLOSE)
 
@@ -153,7 +158,7 @@ def test_rows_that_split_are_exchanged():
     """Oracle: the program has the exchange that the program of the test above lacks."""
     x, weights, kernels = inputs()
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(run_experts, *with_axes(arrays))[0])
+        run = jax.jit(lambda *arrays: expert_parallel(up, down, *with_axes(arrays))[0])
         assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
 
 
@@ -166,7 +171,7 @@ def test_kernels_enter_split_and_their_gradients_leave_split(dtype, name):
 
     def loss(kernels):
         arrays = x, ROUTES["random"], weights
-        return probe(expert_parallel(run_experts, *arrays, Kernels(kernels, AXES, dtype))[0])
+        return probe(expert_parallel(up, down, *arrays, Kernels(kernels, AXES, dtype))[0])
 
     with jax.set_mesh(make_mesh(**MESHES["fsdp, expert, tensor"])):
         text = jax.jit(jax.grad(loss)).lower(kernels).as_text()
@@ -188,6 +193,45 @@ def test_a_bounded_buffer_that_suffices_changes_nothing():
     *wanted, nothing = exchanged("expert", "padded", "balanced")
     assert overflows == 0 and nothing is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, wanted)
+
+
+@pytest.mark.parametrize("route, overflow", [("balanced", 0), ("all to the last device", 1)])
+def test_saved_hidden_rows_give_the_same_gradients(route, overflow):
+    """Oracle: the padded exchange, where rows fit and where they overflow."""
+    *ours, overflows = exchanged("expert", "ragged", route, 1.0, saves_hidden=True)
+    *wanted, _ = exchanged("expert", "padded", route)
+    assert overflows == overflow
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, wanted)
+
+
+def test_saved_hidden_rows_are_not_computed_again():
+    """Oracle: the programs: a policy that saves them has half of the first products of one that does not."""
+    x, weights, kernels = inputs()
+    how = dict(buffer=1.0, implementation="ragged")
+
+    def marked(*arguments, **more):
+        with jax.named_scope("first"):
+            return up(*arguments, **more)
+
+    def first_products(remat):
+        def layer(*arrays):
+            saves = saves_marked(remat)
+            return expert_parallel(marked, down, *with_axes(arrays), saves_hidden=saves, **how)[0]
+
+        policy = checkpoint_policy(REMAT_POLICIES[remat])
+
+        def loss(weights, kernels):
+            # The gradient of a square needs the layer's output
+            y = jax.checkpoint(layer, policy=policy)(x, ROUTES["balanced"], weights, kernels)
+            return jnp.square(y).sum()
+
+        with jax.set_mesh(make_mesh(**MESHES["expert"])):
+            program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, kernels).compile()
+        products = [line for line in program.as_text().splitlines() if " dot(" in line]
+        others = dispatch.RARE, "transpose(jvp(first))"
+        return sum("first" in line and not any(map(line.count, others)) for line in products)
+
+    assert first_products("attention") == 2 * first_products("selective") > 0
 
 
 @pytest.mark.parametrize(
@@ -244,7 +288,7 @@ def test_gradients_of_blocks_add_up_in_float32(monkeypatch):
         def loss(kernels):
             arrays = x, ROUTES["all to the last device"], weights
             how = dict(buffer=1.0, implementation="ragged")
-            y, _ = expert_parallel(run_experts, *arrays, Kernels(kernels, AXES, "bfloat16"), **how)
+            y, _ = expert_parallel(up, down, *arrays, Kernels(kernels, AXES, "bfloat16"), **how)
             return probe(y)
 
         with jax.set_mesh(make_mesh(**MESHES["fsdp, expert, tensor"])):
@@ -264,7 +308,7 @@ def test_updates_whose_tokens_overflow_are_right():
         def loss_fn(params, batch, rng):
             arrays = x, batch["experts"], params["weights"], params["kernels"]
             options = dict(buffer=buffer, implementation=implementation)
-            y, overflows = expert_parallel(run_experts, *with_axes(arrays), **options)
+            y, overflows = expert_parallel(up, down, *with_axes(arrays), **options)
             overflows = None if overflows is None else overflows[None]
             routing = Routing(jnp.ones((1, E)), jnp.zeros(1), overflows)
             return (y**2).mean(), {"routing": {"moe_layers": routing}}

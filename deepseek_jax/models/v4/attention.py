@@ -2,7 +2,7 @@
 
 Dimension letters besides the house's: x head_dim, g o_groups, c o_lora_rank, w entry.
 
-Tests: tests/models/v4/test_mistakes.py.
+Tests: tests/models/v4/test_cache.py, tests/models/v4/test_mistakes.py.
 """
 
 import flax.linen as nn

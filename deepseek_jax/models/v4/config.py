@@ -9,10 +9,10 @@ from deepseek_jax.models.config import (
     ExpertSizes,
     IndexerLoss,
     IndexerSizes,
-    Remat,
     RopeScaling,
     as_ids,
 )
+from deepseek_jax.models.remat_policies import Remat
 from deepseek_jax.settings import Count, Natural, NonNegative, Positive, build
 
 AttentionKind = Literal[

@@ -2,7 +2,8 @@
 
 arXiv:2606.19348. Open this file to run a model: `forward` returns logits.
 
-Tests: tests/models/v4/test_parity.py, tests/models/v4/test_rows.py.
+Tests: tests/models/v4/test_cache.py, tests/models/v4/test_parity.py,
+tests/models/v4/test_rows.py.
 """
 
 from typing import NamedTuple

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from deepseek_jax.models.layers import MLP_AXES, weight
 from deepseek_jax.models.moe import Routing
+from deepseek_jax.models.remat_policies import saves_marked
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.ops.dot import dot
-from deepseek_jax.ops.gated_mlp import run_experts, swiglu
+from deepseek_jax.ops.gated_mlp import experts_down, experts_up, swiglu
 from deepseek_jax.ops.remat import save_for_backward
 from deepseek_jax.ops.routing import (
     affinities,
@@ -60,10 +61,17 @@ class MoE(nn.Module):
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
         experts_bta, weights_bta = self._choose(logits_bte, tokens)
         axes = ("experts", *MLP_AXES[3]), ("experts", "mlp", "embed")
-        run = functools.partial(run_experts, limit=cfg.swiglu_limit)
+        down = functools.partial(experts_down, limit=cfg.swiglu_limit)
         kernels = Kernels((w_gate_up, w_down), axes, cfg.dtype)
         y_btd, overflows = expert_parallel(
-            run, x_btd, experts_bta, weights_bta, kernels, buffer=cfg.expert_buffer
+            experts_up,
+            down,
+            x_btd,
+            experts_bta,
+            weights_bta,
+            kernels,
+            buffer=cfg.expert_buffer,
+            saves_hidden=saves_marked(cfg.remat),
         )
         y_btd += ClampedMLP(cfg, f, name="shared")(x_btd)
         balance = sequence_balance(

@@ -28,8 +28,8 @@ def _pieces_backward(saved, cotangent):
     rows, kernel, rows_per_expert = saved
     cotangent = cotangent.astype(rows.dtype)
     d_rows = product_by_expert("rf,df->rd", cotangent, kernel, rows_per_expert)
-    d_kernel = sum_by_expert(rows, cotangent, rows_per_expert)
-    return d_rows, d_kernel.astype(kernel.dtype), None
+    d_kernel = sum_by_expert(rows, cotangent, rows_per_expert, kernel.dtype)
+    return d_rows, d_kernel, None
 
 
 pieces.defvjp(_pieces_forward, _pieces_backward)
@@ -59,8 +59,8 @@ def product_by_expert(spec, rows, kernel, rows_per_expert):
     return _over_pieces(visit, out_ry, rows_per_expert, len(rows)).view(rows.dtype)
 
 
-def sum_by_expert(left, right, rows_per_expert):
-    """Return left^T right over each expert's rows: left [r d], right [r f] -> float32[e d f]."""
+def sum_by_expert(left, right, rows_per_expert, dtype):
+    """Return left^T right over each expert's rows: left [r d], right [r f] -> dtype[e d f]."""
     sums_edf = jnp.zeros((len(rows_per_expert), left.shape[1], right.shape[1]), jnp.float32)
 
     def visit(sums_edf, expert, start, own_p1):
@@ -73,7 +73,7 @@ def sum_by_expert(left, right, rows_per_expert):
         old_sum = jax.lax.dynamic_index_in_dim(sums_edf, expert, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(sums_edf, old_sum + product, expert, 0)
 
-    return _over_pieces(visit, sums_edf, rows_per_expert, len(left))
+    return _over_pieces(visit, sums_edf, rows_per_expert, len(left)).astype(dtype)
 
 
 def piece_sizes(rows, n_experts):

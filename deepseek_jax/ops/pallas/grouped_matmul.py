@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 # Rows, contracted columns and columns of a tile: they fit 16 MiB of vector memory
 TILES = (512, 1024, 1024)
-# The tile of a product over rows, whose result is float32
+# The tile of a product over rows, whose sums are float32
 TILES_OVER_ROWS = (512, 512, 512)
 # Rows of the smallest tile
 LEAST_ROWS = 128
@@ -51,14 +51,14 @@ def product(rows, kernel, rows_per_expert, transposed=False, interpret=False):
     return out[: len(rows)]
 
 
-def product_over_rows(left, right, rows_per_expert, interpret=False):
-    """Return left^T right over each expert's rows: left [r d], right [r f] -> float32[e d f].
+def product_over_rows(left, right, rows_per_expert, dtype, interpret=False):
+    """Return left^T right over each expert's rows: left [r d], right [r f] -> dtype[e d f].
 
     Rows past the experts' rows add to no result.
     """
     tiles = _fitting(TILES_OVER_ROWS, (*left.shape, right.shape[1]))
     left, right = (_whole_tiles(x, tiles[0]) for x in (left, right))
-    return tgmm(left.T, right, rows_per_expert, jnp.float32, tiles, interpret=interpret)
+    return tgmm(left.T, right, rows_per_expert, dtype, tiles, interpret=interpret)
 
 
 def _fitting(tiles, axis_sizes):

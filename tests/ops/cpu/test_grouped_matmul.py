@@ -49,7 +49,7 @@ def test_each_row_meets_its_experts_matrix_however_they_are_split(arrays):
 def test_each_expert_sums_over_its_own_rows_however_they_are_split(arrays):
     """Oracle: a product of every row, by numpy, summed under a mask for each expert."""
     left, right, _ = arrays
-    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes))
+    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes, "float32"))
     for split in splits():
         chosen = owners(split) == np.arange(E)[:, None]
         exact = np.einsum("er,rd,rf->edf", chosen, left, right)
@@ -63,7 +63,7 @@ def test_bfloat16_rows_are_multiplied_as_such_and_written_in_place(arrays):
     left, right, kernel = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
     split = np.array([12, 0, 20])
     product = jax.jit(lambda sizes: cpu.product_by_expert("rd,df->rf", left, kernel, sizes))
-    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes))
+    total = jax.jit(lambda sizes: cpu.sum_by_expert(left, right, sizes, "float32"))
     chosen = owners(split) == np.arange(E)[:, None]
     left_rd, right_rf, kernel_edf = (np.asarray(x, np.float64) for x in (left, right, kernel))
     exact = np.einsum("er,rd,edf->rf", chosen, left_rd, kernel_edf)
