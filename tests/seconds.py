@@ -48,7 +48,7 @@ def recorded() -> dict:
 
 
 def work_seconds() -> float:
-    """CPU seconds of the fixed piece of work, the median of three trials: a single one is off by a quarter."""
+    """CPU seconds of the fixed piece of work: the median of three, as one may be off by a quarter."""
     return statistics.median(_work_seconds_once() for _ in range(3))
 
 
