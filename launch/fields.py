@@ -79,7 +79,7 @@ def split_arguments(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def shown(recipe: str, config: ConfigDict | None = None) -> str:
-    """Return the text of --fields: the fields of a config or of a recipe, or a list of recipes.
+    """Return what --fields prints: fields of a config or of a recipe, or all recipes.
 
     Args:
         recipe: The name of a recipe; "" for the config's.

@@ -73,7 +73,7 @@ def operation_bytes(computations, computation: Computation, operation: Operation
 
 
 def rows_addressed(computation: Computation, operation: Operation):
-    """Return (bytes of a row, number of rows) of a gather or a scatter; None for other kinds."""
+    """Return (bytes of a row, rows) that a gather or a scatter moves, or None."""
     if operation.kind == "gather":
         part = operation.result[0]
         sizes = operation.attribute(r"slice_sizes=\{([\d,]*)\}")

@@ -109,7 +109,7 @@ def put(ring_box, positions_b1, row_b1x):
 
 
 def put_entry(entries_bwx, positions_b1, entry_b1x, rate: int):
-    """Write an entry [b 1 x] into [b w x] for sequences whose latest token ends a window."""
+    """Write an entry [b 1 x] into [b w x] where a sequence's latest token ends a window."""
     is_last_b1 = (positions_b1 + 1) % rate == 0
     # An index past the end is dropped
     index_b1 = jnp.where(is_last_b1, positions_b1 // rate, entries_bwx.shape[1])

@@ -184,7 +184,7 @@ class Decoder(nn.Module):
         return States(self._hidden(streams_btzd), streams_btzd, reports)
 
     def _scan(self, repeated, period, streams_btzd, rows):
-        """Run layers whose kinds repeat as a loop over groups: return the streams, and Reports."""
+        """Run equal groups of layers as one loop: return the streams, and Reports."""
         by_place = [repeated[place::period] for place in range(period)]
         stacks = [
             jax.tree.map(

@@ -233,7 +233,7 @@ def _over_tiles(
 def _log_sums_kernel(
     segments_1m, at_1m, segments_n1, q_mx, k_nx, out_hm, bias_nm, largest_hm, total_hm, *, scale
 ):
-    """Add one tile of one head to the sums of the exponentials of attention's scores."""
+    """Add one tile of one head to attention's sums of exponentials."""
     order = _order()
     _start_tile(segments_1m, at_1m, segments_n1, bias_nm)
 
