@@ -147,7 +147,7 @@ def test_a_run_starts_from_what_another_left(runs, tmp_path):
     # Of the shapes of the run above, which are compiled
     config = small_config(**LEARNS)
     config.base, config.model, config.init_from = None, {}, str(folder)
-    config.data.template = ds.load_policy(folder).template
+    config.num_steps, config.data.template = 1, ds.load_policy(folder).template
     run_recipe(grpo, config, tmp_path / "second")
     assert texts(given(grpo, config), held) == list(held.values())
     assert (tmp_path / "second/grpo/params/carried.json").is_file()

@@ -64,7 +64,7 @@ def test_a_run_whose_reward_workers_are_killed_ends_like_one_that_was_not(tmp_pa
     killed(killer)
 
 
-@pytest.mark.parametrize("name", others_slow(["pretrain", "grpo"], "grpo"))
+@pytest.mark.parametrize("name", others_slow(["pretrain", "grpo"], "pretrain"))
 def test_a_killed_run_goes_on(name, tmp_path):
     """Oracle: as above, for one kill."""
     kill_again_and_again(Killer(name, tmp_path), 1)
