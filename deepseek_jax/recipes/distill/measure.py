@@ -1,6 +1,6 @@
 """The stage that measures a distillation's policies on the held-out questions of its tasks.
 
-Tests: tests/recipes/test_results.py.
+Slow tests: tests/recipes/distill/test_findings.py.
 """
 
 import dataclasses

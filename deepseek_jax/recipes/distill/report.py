@@ -1,6 +1,6 @@
 """Print a distillation's answers and comparisons, and build its page.
 
-Tests: tests/recipes/distill/test_findings.py, tests/recipes/distill/test_run.py.
+Slow tests: tests/recipes/distill/test_findings.py.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 A policy answers questions, and the accepted answers become texts to learn from.
 
-Tests: tests/recipes/r1/test_list.py, tests/recipes/r1/test_run.py.
+Slow tests: tests/recipes/r1/test_list.py, tests/recipes/r1/test_run.py.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Plan the programs and the memory of reward models and judges.
 
-Tests: tests/recipes/test_programs.py.
+Slow tests: tests/recipes/test_programs.py.
 """
 
 import dataclasses

@@ -2,8 +2,7 @@
 
 The reward model starts from a policy.
 
-Tests: tests/recipes/reward_model/test_run.py, tests/recipes/test_results.py,
-tests/recipes/r1/test_list.py.
+Slow tests: tests/recipes/reward_model/test_run.py, tests/recipes/r1/test_list.py.
 """
 
 import dataclasses
