@@ -22,6 +22,7 @@ from deepseek_jax.ops.routing import (
     sequence_balance,
     with_recorded,
 )
+from deepseek_jax.parallel.bounded import ExpertProducts
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 from deepseek_jax.parallel.few_tokens import (
     Experts,
@@ -94,8 +95,11 @@ class MoE(nn.Module):
         logits_bte = dot("btd,de->bte", x_btd.astype(jnp.float32), w_router)
         experts_bta, weights_bta = choose_experts(cfg, logits_bte, bias_e, recorded_experts)
         y, overflows = expert_parallel(
-            functools.partial(experts_up, fp8=cfg.fp8),
-            functools.partial(experts_down, fp8=cfg.fp8),
+            ExpertProducts(
+                functools.partial(experts_up, fp8=cfg.fp8),
+                functools.partial(experts_down, fp8=cfg.fp8),
+                expert_block if cfg.fp8 else block_size,
+            ),
             x_btd,
             experts_bta,
             weights_bta,
@@ -105,7 +109,6 @@ class MoE(nn.Module):
                 # FP8 rounds the master weights themselves
                 "float32" if cfg.fp8 else cfg.dtype,
             ),
-            block_size=expert_block if cfg.fp8 else block_size,
             buffer=cfg.expert_buffer,
             saves_hidden=saves_marked(cfg.remat),
         )

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections import Counter
 
-from deepseek_jax.parallel.dispatch import RARE
+from deepseek_jax.parallel.bounded import RARE
 from deepseek_jax.parallel.round_trip import ROUNDS
 from launch.planning.hlo_collectives import Collective, collective_of, continues
 from launch.planning.hlo_flops import GROUPED, operation_flops
@@ -196,7 +196,7 @@ class _Walk:
         return Cost(), 1
 
     def _is_rare(self, name):
-        """Return whether parallel.dispatch takes a branch only if an expert's buffer overflows."""
+        """Return whether parallel.bounded takes a branch only if an expert's buffer overflows."""
         return any(
             f"/{RARE}/" in _scope(operation) for operation in self.computations[name].values()
         )

@@ -14,12 +14,9 @@ from deepseek_jax.models.decoder import checkpoint_policy
 from deepseek_jax.models.moe import Routing
 from deepseek_jax.models.remat_policies import REMAT_POLICIES, saves_marked
 from deepseek_jax.ops import grouped_matmul as grouped
-from deepseek_jax.parallel import dispatch, make_mesh
-from deepseek_jax.parallel.dispatch import (
-    Kernels,
-    expert_parallel,
-    receive_rows,
-)
+from deepseek_jax.parallel import bounded, make_mesh
+from deepseek_jax.parallel.bounded import ExpertProducts, receive_rows
+from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 from deepseek_jax.training.state import state_maker
 from deepseek_jax.training.update import Update
 from tests.quick import others_slow
@@ -63,8 +60,11 @@ def down(kernel, hidden, rows_per_expert, weight_r1, *, block):
     return grouped.grouped_matmul(jnp.tanh(hidden) * weight_r1, kernel, rows_per_expert)
 
 
+PRODUCTS = ExpertProducts(up, down)
+
+
 def with_axes(arrays):
-    """The arguments of expert_parallel after up and down: (x, experts, weights, Kernels)."""
+    """The arguments of expert_parallel after the products: (x, experts, weights, Kernels)."""
     *tokens, matrices = arrays
     return *tokens, Kernels(matrices, AXES)
 
@@ -92,7 +92,7 @@ def on_mesh(mesh, implementation, buffer, saves_hidden=False):
         def loss(x, weights, kernels):
             options = dict(buffer=buffer, implementation=implementation, saves_hidden=saves_hidden)
             y, overflows = expert_parallel(
-                up, down, x, experts, weights, Kernels(kernels, AXES), **options
+                PRODUCTS, x, experts, weights, Kernels(kernels, AXES), **options
             )
             return probe(y), (y, overflows)
 
@@ -149,7 +149,7 @@ def test_rows_or_tokens_that_do_not_split_run_whole(rows, tokens):
     x, weights, kernels = inputs()
     arrays = x[:rows, :tokens], ROUTES["random"][:rows, :tokens], weights[:rows, :tokens]
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(up, down, *with_axes(arrays))[0])
+        run = jax.jit(lambda *arrays: expert_parallel(PRODUCTS, *with_axes(arrays))[0])
         assert "all_to_all" not in run.lower(*arrays, kernels).as_text()
         np.testing.assert_allclose(run(*arrays, kernels), dense(*arrays, kernels), **CLOSE)
 
@@ -158,7 +158,7 @@ def test_rows_that_split_are_exchanged():
     """Oracle: the program has the exchange that the program of the test above lacks."""
     x, weights, kernels = inputs()
     with jax.set_mesh(make_mesh(**MESHES["expert, context"])):
-        run = jax.jit(lambda *arrays: expert_parallel(up, down, *with_axes(arrays))[0])
+        run = jax.jit(lambda *arrays: expert_parallel(PRODUCTS, *with_axes(arrays))[0])
         assert "all_to_all" in run.lower(x, ROUTES["random"], weights, kernels).as_text()
 
 
@@ -171,7 +171,7 @@ def test_kernels_enter_split_and_their_gradients_leave_split(dtype, name):
 
     def loss(kernels):
         arrays = x, ROUTES["random"], weights
-        return probe(expert_parallel(up, down, *arrays, Kernels(kernels, AXES, dtype))[0])
+        return probe(expert_parallel(PRODUCTS, *arrays, Kernels(kernels, AXES, dtype))[0])
 
     with jax.set_mesh(make_mesh(**MESHES["fsdp, expert, tensor"])):
         text = jax.jit(jax.grad(loss)).lower(kernels).as_text()
@@ -213,10 +213,12 @@ def test_saved_hidden_rows_are_not_computed_again():
         with jax.named_scope("first"):
             return up(*arguments, **more)
 
+    products = ExpertProducts(marked, down)
+
     def first_products(remat):
         def layer(*arrays):
             saves = saves_marked(remat)
-            return expert_parallel(marked, down, *with_axes(arrays), saves_hidden=saves, **how)[0]
+            return expert_parallel(products, *with_axes(arrays), saves_hidden=saves, **how)[0]
 
         policy = checkpoint_policy(REMAT_POLICIES[remat])
 
@@ -227,9 +229,9 @@ def test_saved_hidden_rows_are_not_computed_again():
 
         with jax.set_mesh(make_mesh(**MESHES["expert"])):
             program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, kernels).compile()
-        products = [line for line in program.as_text().splitlines() if " dot(" in line]
-        others = dispatch.RARE, "transpose(jvp(first))"
-        return sum("first" in line and not any(map(line.count, others)) for line in products)
+        lines = [line for line in program.as_text().splitlines() if " dot(" in line]
+        others = bounded.RARE, "transpose(jvp(first))"
+        return sum("first" in line and not any(map(line.count, others)) for line in lines)
 
     assert first_products("attention") == 2 * first_products("selective") > 0
 
@@ -247,7 +249,7 @@ def test_rows_that_overflow_a_buffer_are_exchanged_again(monkeypatch, mesh, rout
     at a time.
     """
     *wanted, _ = exchanged(mesh, "padded", route)
-    monkeypatch.setattr(dispatch, "AT_ONCE", at_once)
+    monkeypatch.setattr(bounded, "AT_ONCE", at_once)
     x, weights, kernels = inputs()
     # Beside the cache, as AT_ONCE is read while it is traced
     run = on_mesh.__wrapped__(mesh, "ragged", 1.0)
@@ -282,13 +284,13 @@ def test_gradients_of_blocks_add_up_in_float32(monkeypatch):
     """
 
     def of_kernels(at_once):
-        monkeypatch.setattr(dispatch, "AT_ONCE", at_once)
+        monkeypatch.setattr(bounded, "AT_ONCE", at_once)
         x, weights, kernels = inputs()
 
         def loss(kernels):
             arrays = x, ROUTES["all to the last device"], weights
             how = dict(buffer=1.0, implementation="ragged")
-            y, _ = expert_parallel(up, down, *arrays, Kernels(kernels, AXES, "bfloat16"), **how)
+            y, _ = expert_parallel(PRODUCTS, *arrays, Kernels(kernels, AXES, "bfloat16"), **how)
             return probe(y)
 
         with jax.set_mesh(make_mesh(**MESHES["fsdp, expert, tensor"])):
@@ -308,7 +310,7 @@ def test_updates_whose_tokens_overflow_are_right():
         def loss_fn(params, batch, rng):
             arrays = x, batch["experts"], params["weights"], params["kernels"]
             options = dict(buffer=buffer, implementation=implementation)
-            y, overflows = expert_parallel(up, down, *with_axes(arrays), **options)
+            y, overflows = expert_parallel(PRODUCTS, *with_axes(arrays), **options)
             overflows = None if overflows is None else overflows[None]
             routing = Routing(jnp.ones((1, E)), jnp.zeros(1), overflows)
             return (y**2).mean(), {"routing": {"moe_layers": routing}}

@@ -132,7 +132,7 @@ def routed(rows, t):
 
     def run(x, weights, *kernels):
         kernels = Kernels(kernels, moe.AXES)
-        return expert_parallel(moe.up, moe.down, x, chosen, weights, kernels)[0]
+        return expert_parallel(moe.PRODUCTS, x, chosen, weights, kernels)[0]
 
     kernels = normal(moe.E, moe.D, moe.F), normal(moe.E, moe.F, moe.D)
     return run, (normal(rows, t, moe.D), normal(rows, t, moe.A), *kernels)

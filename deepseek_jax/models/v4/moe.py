@@ -23,6 +23,7 @@ from deepseek_jax.ops.routing import (
     route_by_table,
     sequence_balance,
 )
+from deepseek_jax.parallel.bounded import ExpertProducts
 from deepseek_jax.parallel.dispatch import Kernels, expert_parallel
 
 SCORING = "sqrtsoftplus"
@@ -64,8 +65,7 @@ class MoE(nn.Module):
         down = functools.partial(experts_down, limit=cfg.swiglu_limit)
         kernels = Kernels((w_gate_up, w_down), axes, cfg.dtype)
         y_btd, overflows = expert_parallel(
-            experts_up,
-            down,
+            ExpertProducts(experts_up, down),
             x_btd,
             experts_bta,
             weights_bta,

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deepseek_jax.parallel.dispatch import RARE
+from deepseek_jax.parallel.bounded import RARE
 from deepseek_jax.parallel.round_trip import ROUNDS
 from launch.planning.hlo import decoding_costs, program_cost
 from tests.rollout.test_tpu_decode import compile_apart
