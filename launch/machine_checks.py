@@ -37,6 +37,7 @@ from deepseek_jax.ops.fp8_grouped import grouped_fp8
 from deepseek_jax.ops.grouped_matmul import grouped_matmul, product_over_rows
 from deepseek_jax.ops.index_loss import index_loss
 from deepseek_jax.ops.platform import FORMS, form_of, plain_forms
+from deepseek_jax.ops.selected import Queries, attend_selected
 from deepseek_jax.ops.selection import select
 from deepseek_jax.parallel.ragged import ragged_all_to_all
 from deepseek_jax.reinforce.update import LARGEST_MEAN_GAP
@@ -201,6 +202,10 @@ def cases() -> list[Case]:
     of_heads, of_keys, of_weights = (1, LENGTH, 8, 128), (1, LENGTH, 128), (1, LENGTH, 8)
     index = several(jnp.bfloat16, of_heads, of_keys, of_weights)
     queries_and_keys = several(jnp.bfloat16, of_heads, of_heads)
+    queries = several(jnp.bfloat16, (1, LENGTH, 16, 192), (1, LENGTH, 8, 128), (1, LENGTH, 8))
+    (keys,) = several(jnp.bfloat16, (1, LENGTH, 192 + 128))
+    # Every query has the first 128 keys
+    slots = jnp.broadcast_to(jnp.arange(128, dtype=jnp.int32), (1, LENGTH, 128))
     query_and_cache = several(jnp.bfloat16, (2, 16, 192), (2, 256, 192))
     rows, kernel = several(jnp.bfloat16, (1024, 128), (4, 128, 256))
     counts, mask = jnp.array([256, 0, 512, 256]), jnp.ones((2, 256), bool)
@@ -211,6 +216,7 @@ def cases() -> list[Case]:
         Case("einsum", functools.partial(dot, "md,df->mf"), (few_rows, wide_matrix)),
         Case("prepare", _decoded, (few_rows, wide_matrix)),
         Case("attend", lambda *a: attend(*a, scale=0.1, segment_ids=segment_ids), qkv, True),
+        Case("attend_selected", functools.partial(_selected, slots), (*queries, keys), True),
         Case("attend_latent", functools.partial(_latent, mask), query_and_cache),
         Case("index_loss", functools.partial(_index_loss, queries_and_keys), index, True),
         Case("kth_largest", lambda s: select(s, s < 1e9, 64).astype(jnp.float32), (scores,)),
@@ -306,6 +312,12 @@ def _latent(mask, q, cache):
 def _index_loss(attention, *index):
     segments = jnp.ones(index[1].shape[:2], jnp.int32)
     return index_loss(index, attention, segments, segments, None, first=0, scale=0.1)
+
+
+def _selected(slots, q, index_q, index_w, keys):
+    queries = Queries(q, index_q, index_w.astype(jnp.float32))
+    out, _ = attend_selected(queries, keys, slots, kv_lora_rank=128, scale=0.1)
+    return out
 
 
 def _dequantized(x):

@@ -20,6 +20,8 @@ FORMS = {
     "kth_largest": {"any": "bits", "cpu": "sorted"},
     # Over all keys of a row
     "index_loss": {"any": "plain", "tpu": "kernel"},
+    # A block of queries, with the rows that each of them selected
+    "attend_selected": {"any": "plain", "tpu": "kernel"},
     "attend_latent": {"any": "plain", "tpu": "kernel"},
     "grouped_matmul": {"any": "ragged", "cpu": "pieces", "tpu": "megablox"},
     # A kernel scales the sum of each 128 terms. Each expert's rows fill whole tiles of the kernel

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from deepseek_jax.ops.attention import MASKED
 from deepseek_jax.ops.dot import dot
 from deepseek_jax.ops.index_loss import divergence
-from deepseek_jax.ops.platform import size_of
+from deepseek_jax.ops.pallas import selected as pallas
+from deepseek_jax.ops.platform import choose, size_of
 from deepseek_jax.ops.selection import weighted_relus
 from deepseek_jax.trees import PyTree
 
@@ -41,7 +42,13 @@ class Queries(NamedTuple):
 
 
 def attend_selected(
-    queries: Queries, keys_bsz: jax.Array, slots_btk: jax.Array, *, kv_lora_rank: int, scale: float
+    queries: Queries,
+    keys_bsz: jax.Array,
+    slots_btk: jax.Array,
+    *,
+    kv_lora_rank: int,
+    scale: float,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attend over selected keys, and compare the indexer's scores of them with attention's weights.
 
@@ -52,74 +59,91 @@ def attend_selected(
         slots_btk: int32, the indices of the keys that a query selected, -1 where it selected fewer.
         kv_lora_rank: c.
         scale: Factor of attention's scores.
+        implementation: See `over_selected`.
 
     Returns:
         The weighted sums of latents, [b t h c]; and the loss of the indexer over the selected keys,
         as in ops.index_loss.index_loss, float32[b t], or None.
     """
+    q, index_q, index_w = queries
     attend = functools.partial(_attend_rows, kv_lora_rank, scale)
-    return over_selected(attend, queries, keys_bsz, slots_btk)
+    matrices = q, index_q, None if index_w is None else index_w[:, :, None]
+    out, loss = over_selected(attend, matrices, keys_bsz, slots_btk, implementation)
+    return out, None if loss is None else loss[..., 0, 0]
 
 
-def _attend_rows(kv_lora_rank, scale, queries, rows_bmkz, mask_bmk):
-    latents_bmkx, index_bmky = jnp.split(rows_bmkz, [queries.q.shape[-1]], axis=-1)
-    mask_bm1k = mask_bmk[:, :, None]
-    scores_bmhk = dot("bmhx,bmkx->bmhk", queries.q, latents_bmkx, jnp.float32) * scale
-    weights_bmhk = jax.nn.softmax(jnp.where(mask_bm1k, scores_bmhk, MASKED), axis=-1)
+def _attend_rows(kv_lora_rank, scale, queries, rows_kz, mask_1k):
+    q_hx, index_q_jy, index_w_1j = queries
+    latents_kx, index_ky = jnp.split(rows_kz, [q_hx.shape[-1]], axis=-1)
+    scores_hk = dot("hx,kx->hk", q_hx, latents_kx, jnp.float32) * scale
+    weights_hk = jax.nn.softmax(jnp.where(mask_1k, scores_hk, MASKED), axis=-1)
     # A query without a key has equal weights on masked keys
-    weights_bmhk = jnp.where(mask_bm1k, weights_bmhk, 0.0)
-    values_bmkc = latents_bmkx[..., :kv_lora_rank]
-    out_bmhc = dot("bmhk,bmkc->bmhc", weights_bmhk.astype(values_bmkc.dtype), values_bmkc)
-    if queries.index_q is None:
-        return out_bmhc, None
-    share_bmk = jax.lax.stop_gradient(weights_bmhk).mean(2)
-    products_bmjk = dot("bmjy,bmky->bmjk", queries.index_q, index_bmky, jnp.float32)
-    index_scores_bmk = weighted_relus(products_bmjk, queries.index_q, queries.index_w)
-    loss_bm = divergence(share_bmk, index_scores_bmk, mask_bmk)
-    return out_bmhc, jnp.where(mask_bmk.any(-1), loss_bm, 0.0)
+    weights_hk = jnp.where(mask_1k, weights_hk, 0.0)
+    values_kc = latents_kx[:, :kv_lora_rank]
+    out_hc = dot("hk,kc->hc", weights_hk.astype(values_kc.dtype), values_kc)
+    if index_q_jy is None:
+        return out_hc, None
+    share_1k = jax.lax.stop_gradient(weights_hk).mean(0, keepdims=True)
+    products_jk = dot("jy,ky->jk", index_q_jy, index_ky, jnp.float32)
+    index_scores_1k = weighted_relus(products_jk, index_q_jy, index_w_1j)
+    loss_11 = divergence(share_1k, index_scores_1k, mask_1k)[:, None]
+    return out_hc, jnp.where(mask_1k.any(-1, keepdims=True), loss_11, 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 4))
 def over_selected(
-    function: Callable, queries: PyTree, keys_bsz: jax.Array, slots_btk: jax.Array
+    function: Callable,
+    queries: PyTree,
+    keys_bsz: jax.Array,
+    slots_btk: jax.Array,
+    implementation: str | None = None,
 ) -> PyTree:
-    """Call function(queries, rows, mask) on one block of queries at a time, with their own keys.
+    """Call function(queries, rows, mask) for each query with its own keys, a block of queries at a time.
 
     The gradient gathers a block's rows and computes its function again, so that between the two
     passes nothing is saved but the arguments. The gradients of a key add up in float32.
 
     Args:
-        function: It gets [b m ...] of the queries, [b m k z] of the keys, and bool[b m k], False
-            where a slot has no key. It returns a tree of [b m ...], and closes over no array.
-        queries: A tree of [b t ...] of floats.
+        function: It gets one query's matrices of `queries`, its keys [k z], and bool[1 k], False
+            where a slot has no key. It returns a tree of matrices, and closes over no array.
+        queries: A tree of [b t p q] of floats.
         keys_bsz: The keys of whole rows.
         slots_btk: int32, the key of each row, -1 for none.
+        implementation: "plain", or the Pallas kernel, "kernel", or its emulation, "interpreted".
+            None is the choice of ops.platform.
+
+    Returns:
+        The results of function, a tree of [b t p q].
+
+    Raises:
+        ValueError: If this machine lacks the implementation.
     """
     split = functools.partial(_split, slots_btk)
+    results, _ = _form(keys_bsz, implementation)
 
     def one_block(block):
         queries, slots_bmk = block
-        return function(queries, _rows(keys_bsz, slots_bmk), slots_bmk >= 0)
+        return results(function, queries, *_rows(keys_bsz, slots_bmk))
 
     out = jax.lax.map(one_block, (jax.tree.map(split, queries), split(slots_btk + 1) - 1))
     return jax.tree.map(functools.partial(_joined, slots_btk), out)
 
 
-def _forward(function, queries, keys_bsz, slots_btk):
-    return over_selected(function, queries, keys_bsz, slots_btk), (queries, keys_bsz, slots_btk)
+def _forward(function, queries, keys_bsz, slots_btk, implementation):
+    out = over_selected(function, queries, keys_bsz, slots_btk, implementation)
+    return out, (queries, keys_bsz, slots_btk)
 
 
-def _backward(function, saved, cotangents):
+def _backward(function, implementation, saved, cotangents):
     queries, keys_bsz, slots_btk = saved
     split = functools.partial(_split, slots_btk)
+    _, gradients = _form(keys_bsz, implementation)
     add_rows = jax.vmap(lambda sums, slots, rows: sums.at[slots].add(rows, mode=IN_BOUNDS))
 
     def add_block(sums_bsz, block):
         queries, slots_bmk, d_out = block
-        rows_bmkz, mask_bmk = _rows(keys_bsz, slots_bmk), slots_bmk >= 0
-        _, pull_back = jax.vjp(lambda *arrays: function(*arrays, mask_bmk), queries, rows_bmkz)
-        d_queries, d_rows = pull_back(d_out)
-        return add_rows(sums_bsz, jnp.maximum(slots_bmk, 0), d_rows.astype(jnp.float32)), d_queries
+        d_queries, d_rows = gradients(function, queries, *_rows(keys_bsz, slots_bmk), d_out)
+        return add_rows(sums_bsz, jnp.maximum(slots_bmk, 0), d_rows), d_queries
 
     blocks = jax.tree.map(split, queries), split(slots_btk + 1) - 1, jax.tree.map(split, cotangents)
     zeros_bsz = jnp.zeros(keys_bsz.shape, jnp.float32)
@@ -131,10 +155,37 @@ def _backward(function, saved, cotangents):
 over_selected.defvjp(_forward, _backward)
 
 
+def _form(keys_bsz, implementation):
+    """Choose the two functions of a block of queries: its results, and their gradients."""
+    kernels = pallas.results, pallas.gradients
+    return choose(
+        "attend_selected",
+        implementation,
+        lambda: pallas.takes(keys_bsz),
+        plain=(_results, _gradients),
+        kernel=kernels,
+        interpreted=tuple(functools.partial(kernel, interpret=True) for kernel in kernels),
+    )
+
+
+def _results(function, queries, rows_bmkz, mask_bm1k):
+    return jax.vmap(jax.vmap(function))(queries, rows_bmkz, mask_bm1k)
+
+
+def _gradients(function, queries, rows_bmkz, mask_bm1k, cotangents):
+    of_block = functools.partial(_results, function, mask_bm1k=mask_bm1k)
+    _, pull_back = jax.vjp(of_block, queries, rows_bmkz)
+    d_queries, d_rows_bmkz = pull_back(cotangents)
+    return d_queries, d_rows_bmkz.astype(jnp.float32)
+
+
 def _rows(keys_bsz, slots_bmk):
-    """Gather the rows of slots, [b m k z]. Where there is no key, that is the row of slot 0."""
+    """Gather the rows of slots, [b m k z], and tell where there is one, bool[b m 1 k].
+
+    Where there is none, it is the row of slot 0.
+    """
     take = jax.vmap(lambda keys, slots: keys.at[slots].get(mode=IN_BOUNDS))
-    return take(keys_bsz, jnp.maximum(slots_bmk, 0))
+    return take(keys_bsz, jnp.maximum(slots_bmk, 0)), slots_bmk[:, :, None] >= 0
 
 
 def _block(slots_btk):

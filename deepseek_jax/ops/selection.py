@@ -52,7 +52,7 @@ def weighted_relus(products_btjs, q_btjy, w_btj):
     """Return the index scores of products q . k: float32[b t s], see `index_scores`."""
     positive_btjs = jax.nn.relu(products_btjs * q_btjy.shape[-1] ** -0.5)
     # Not a dot: it would have one column, and an exact float32 product takes a TPU several passes
-    return (w_btj[..., None] * positive_btjs).sum(2)
+    return (w_btj[..., None] * positive_btjs).sum(-2)
 
 
 def select(scores, mask, index_topk: int, implementation: str | None = None):

@@ -28,12 +28,13 @@ def arrays_of(t=T):
     return normal(5, B, t, H, C + R), normal(6, B, t, C + R), index_of(B, t)
 
 
-def gathered(q, latents, index, segments, topk):
+def gathered(q, latents, index, segments, topk, form="plain"):
     """(weighted latents, the indexer's loss) by the form under test."""
     index_q, index_k, index_w = index
     slots = select_slots(*index, segments, segments, first=0, index_topk=topk)
     queries, keys = Queries(q, index_q, index_w), jnp.concatenate([latents, index_k], axis=-1)
-    return attend_selected(queries, keys, slots, kv_lora_rank=C, scale=SCALE)
+    options = dict(kv_lora_rank=C, scale=SCALE, implementation=form)
+    return attend_selected(queries, keys, slots, **options)
 
 
 def masked(q, latents, index, segments, topk):
@@ -46,31 +47,32 @@ def masked(q, latents, index, segments, topk):
 
 
 BLOCKS = {"one": 1, "blocks_of_3": 3 * 2 * 4, "whole": 2**20}
-CASES = list(itertools.product([1, 4, 12], BLOCKS))
+CASES = list(itertools.product(["plain", "interpreted"], [1, 4, 12], BLOCKS))
+BY_DEFAULT = ("plain", 1, "one"), ("plain", 4, "whole"), ("plain", 12, "blocks_of_3")
 
 
 @pytest.mark.parametrize(
-    "topk, blocks", others_slow(CASES, (1, "one"), (4, "whole"), (12, "blocks_of_3"))
+    "form, topk, blocks", others_slow(CASES, *BY_DEFAULT, ("interpreted", 12, "blocks_of_3"))
 )
-def test_gathered_keys_give_what_masked_keys_give(monkeypatch, topk, blocks):
+def test_gathered_keys_give_what_masked_keys_give(monkeypatch, form, topk, blocks):
     """Oracle: the masked form, outputs to 1e-5 and gradients to 1e-4. Packed documents and padding; two index
     heads, so that ties decide; a document of 5 tokens is shorter than a selection of 12; a last block that
-    is not full.
+    is not full. The kernels are emulated.
     """
     monkeypatch.setitem(SIZES, "selected_rows_alive", {"any": BLOCKS[blocks] * topk})
     arrays, segments = arrays_of(), rows_of_three(T)
     probe, weights = normal(7, B, T, H, C), np.abs(normal(8, B, T))
     real = segments > 0
 
-    def value(form, arrays):
-        out, loss = form(*arrays, segments, topk)
+    def value(by, arrays):
+        out, loss = by(*arrays, segments, topk)
         # Attention's results of padding are of no use
         out = jnp.where(real[..., None, None], out, 0)
         return (out * probe).sum() + (loss * weights).sum(), (out, loss)
 
     ours, theirs = (
-        jax.jit(jax.grad(functools.partial(value, form), has_aux=True))(arrays)
-        for form in (gathered, masked)
+        jax.jit(jax.grad(functools.partial(value, by), has_aux=True))(arrays)
+        for by in (functools.partial(gathered, form=form), masked)
     )
     for mine, other in zip(ours[1], theirs[1], strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5, rtol=1e-5)
@@ -165,12 +167,12 @@ def test_slots_are_the_bits_in_order(monkeypatch):
 
 def test_gradients_of_keys_add_up_in_float32():
     """Oracle: float64 numpy. 4,096 queries select one bfloat16 key each; a bfloat16 sum would stop at 256."""
-    queries = jnp.ones((1, 4096, 1), jnp.bfloat16)
+    queries = jnp.ones((1, 4096, 1, 1), jnp.bfloat16)
     keys = jnp.ones((1, 2, 1), jnp.bfloat16)
     slots = jnp.zeros((1, 4096, 1), jnp.int32)
 
     def value(keys):
-        product = over_selected(lambda q, rows, _: q * rows[:, :, 0], queries, keys, slots)
+        product = over_selected(lambda q, rows, _: q * rows, queries, keys, slots)
         return product.sum(dtype=jnp.float32)
 
     np.testing.assert_array_equal(jax.grad(value)(keys)[0, :, 0], [4096, 0])

@@ -7,7 +7,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.extend.core import jaxprs_in_params
 
 from deepseek_jax.ops.fp8 import BLOCK, COLUMN, ROW, quantize
-from deepseek_jax.ops.pallas import attention, decoding, fp8, grouped_matmul
+from deepseek_jax.ops.pallas import attention, decoding, fp8, grouped_matmul, selected
 from deepseek_jax.ops.saved_names import ATTENDED
 
 E4M3 = "float8_e4m3fn"
@@ -177,4 +177,4 @@ def test_no_kernel_multiplies_float32():
         rows, heads = jnp.zeros((2, 64), dtype), jnp.zeros((1, 1, 16, 128), dtype)
         queries, cache = jnp.zeros((1, 16, 128), dtype), jnp.zeros((1, 128, 128), dtype)
         assert grouped_matmul.takes(rows, 64, 64) == attention.takes(heads, heads) == fits
-        assert decoding.takes(queries, cache, 128) == fits
+        assert decoding.takes(queries, cache, 128) == selected.takes(cache) == fits
