@@ -316,8 +316,8 @@ def _index_loss(attention, *index):
 
 def _selected(slots, q, index_q, index_w, keys):
     queries = Queries(q, index_q, index_w.astype(jnp.float32))
-    out, _ = attend_selected(queries, keys, slots, kv_lora_rank=128, scale=0.1)
-    return out
+    out, loss = attend_selected(queries, keys, slots, kv_lora_rank=128, scale=0.1)
+    return out + loss[..., None, None]
 
 
 def _dequantized(x):

@@ -49,7 +49,10 @@ def _scores_of_block(q_btjy, k_bsy, w_btj):
 
 
 def weighted_relus(products_btjs, q_btjy, w_btj):
-    """Return the index scores of products q . k: float32[b t s], see `index_scores`."""
+    """Return the index scores of products q . k: float32[b t s], see `index_scores`.
+
+    Or of one query: the weights [1 j] of products [j s] give float32[1 s].
+    """
     positive_btjs = jax.nn.relu(products_btjs * q_btjy.shape[-1] ** -0.5)
     # Not a dot: it would have one column, and an exact float32 product takes a TPU several passes
     return (w_btj[..., None] * positive_btjs).sum(-2)
