@@ -78,8 +78,8 @@ def _for_each_query(function, interpret, *operands):
     leaves = [a.reshape(-1, *a.shape[2:]) for a in leaves]
     of_one = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in leaves])
     out, out_tree = jax.tree.flatten(jax.eval_shape(function, *of_one))
-    n, num_bytes = len(leaves[0]), sum(a.size * a.dtype.itemsize for a in leaves)
     program = jax.make_jaxpr(function)(*of_one).jaxpr
+    num_bytes = sum(a.size * a.dtype.itemsize for a in (*jax.tree.leaves(of_one), *out))
     # The gradient's program has the results' last product, which nothing reads: a compiler leaves it out
     needed_program, _ = dce_jaxpr(program, [True] * len(out))
 
@@ -89,24 +89,33 @@ def _for_each_query(function, interpret, *operands):
         for ref, result in zip(refs[len(leaves) :], results, strict=True):
             ref[...] = result
 
-    flat = pl.pallas_call(
-        kernel,
-        grid=(n,),
-        in_specs=[_of_one_query(a.shape[1:]) for a in leaves],
-        out_specs=[_of_one_query(a.shape) for a in out],
-        out_shape=[jax.ShapeDtypeStruct((n, *a.shape), a.dtype) for a in out],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=VECTOR_MEMORY
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=n * _flops_of_products(needed_program),
-            bytes_accessed=num_bytes + n * sum(a.size * a.dtype.itemsize for a in out),
-            transcendentals=0,
-        ),
-        name=function.__name__,
-        interpret=interpret,
-    )(*leaves)
-    return jax.tree.unflatten(out_tree, [a.reshape(*shape, *a.shape[1:]) for a in flat])
+    def call(*leaves):
+        n = len(leaves[0])
+        return pl.pallas_call(
+            kernel,
+            grid=(n,),
+            in_specs=[_of_one_query(a.shape[1:]) for a in leaves],
+            out_specs=[_of_one_query(a.shape) for a in out],
+            out_shape=[jax.ShapeDtypeStruct((n, *a.shape), a.dtype) for a in out],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel",), vmem_limit_bytes=VECTOR_MEMORY
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=n * _flops_of_products(needed_program),
+                bytes_accessed=n * num_bytes,
+                transcendentals=0,
+            ),
+            name=function.__name__,
+            interpret=interpret,
+        )(*leaves)
+
+    if interpret:
+        # The emulation copies all operands at each step of a grid: a query has a grid of its own
+        flat = jax.lax.map(lambda one: call(*(a[None] for a in one)), leaves)
+    else:
+        flat = call(*leaves)
+    arrays = [a.reshape(*shape, *one.shape) for a, one in zip(flat, out, strict=True)]
+    return jax.tree.unflatten(out_tree, arrays)
 
 
 def _of_one_query(shape):
