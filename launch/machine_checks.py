@@ -175,13 +175,14 @@ class Case(NamedTuple):
         """Compute the result and the gradients, by a program that is traced anew.
 
         Returns:
-            (the result, the gradients of the sum of its squares). The gradients are () unless
+            (the results, the gradients of the sum of their squares). The gradients are () unless
             `learns` is true.
         """
 
         def loss(*arrays):
             out = self.function(*arrays)
-            return jnp.square(out.astype(jnp.float32)).sum(), out
+            squares = [jnp.square(x.astype(jnp.float32)).sum() for x in jax.tree.leaves(out)]
+            return sum(squares), out
 
         def result_and_gradients(*arrays):
             if not self.learns:
@@ -316,8 +317,7 @@ def _index_loss(attention, *index):
 
 def _selected(slots, q, index_q, index_w, keys):
     queries = Queries(q, index_q, index_w.astype(jnp.float32))
-    out, loss = attend_selected(queries, keys, slots, kv_lora_rank=128, scale=0.1)
-    return out + loss[..., None, None]
+    return attend_selected(queries, keys, slots, kv_lora_rank=128, scale=0.1)
 
 
 def _dequantized(x):
