@@ -1,7 +1,4 @@
-"""The first stages of a line that need no training: a checkpoint, or random parameters.
-
-Tests: tests/recipes/distill/test_run.py.
-"""
+"""The first stages of a line that need no training: a checkpoint, or random parameters."""
 
 import dataclasses
 
