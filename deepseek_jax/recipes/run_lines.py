@@ -1,7 +1,4 @@
-"""The first and the last lines that a run prints: what it is about to do, and what came out of it.
-
-Tests: tests/recipes/test_driver.py.
-"""
+"""The first and the last lines that a run prints: what it is about to do, and what came out of it."""
 
 import textwrap
 from collections.abc import Mapping
