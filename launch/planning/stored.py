@@ -19,7 +19,7 @@ from launch.planning.hlo_collectives import Collective
 from launch.planning.records import COSTS, CompiledProgram, Memory
 
 # The version of what is read from a program. With a new number, everything is compiled anew
-VERSION = 6
+VERSION = 7
 # Environment variables with flags for the compilers
 COMPILER_FLAGS = "XLA_FLAGS", "LIBTPU_INIT_ARGS"
 
@@ -85,6 +85,7 @@ def _cost_as_json(cost):
         "beside_count": cost.beside_count,
         "cycles": cost.cycles,
         "operations": [[*key, times] for key, times in cost.operations.items()],
+        "rows": list(cost.rows.items()),
         "collectives": [
             [kind, list(axes), dataclasses.asdict(one)]
             for (kind, axes), one in cost.collectives.items()
@@ -98,6 +99,7 @@ def _cost_from_json(read):
         unknown=Counter(read["unknown"]),
         hbm_bytes=read["hbm_bytes"],
         operations=Counter({(flops, moved): n for flops, moved, n in read["operations"]}),
+        rows=Counter(dict(read["rows"])),
         collectives={
             (kind, tuple(axes)): Collective(**one) for kind, axes, one in read["collectives"]
         },

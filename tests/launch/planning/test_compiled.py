@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from deepseek_jax.parallel import make_mesh
 from launch.planning import compiled as compiling
 from launch.planning import stored
 from launch.planning.compiled import compile_programs
+from launch.planning.hlo import Cost
+from launch.planning.hlo_collectives import Collective
+from launch.planning.records import CompiledProgram, Memory
 from tests.rollout.test_tpu_decode import compile_apart
 
 MESH = make_mesh(data=1, fsdp=4, tensor=2)
@@ -108,6 +112,26 @@ def test_a_plan_that_is_made_again_compiles_nothing(tmp_path, monkeypatch):
         compiled(chain(m=128), tmp_path)
 
 
+def test_every_number_of_a_cost_is_read_again(tmp_path):
+    """Oracle: the Cost that was written; none of its fields has its default, so that a new one counts too."""
+    cost = Cost(
+        flops=Counter(bf16=2.0),
+        unknown=Counter(sort=3),
+        hbm_bytes=5.0,
+        operations=Counter({(7.0, 11.0): 13}),
+        count=17,
+        beside_count=19,
+        collectives={("all-gather", ("fsdp",)): Collective(23, 29, 31.0, 37.0, 39.0)},
+        cycles=41.0,
+        rows=Counter({43.0: 47.0}),
+    )
+    defaults = vars(Cost())
+    assert all(value != defaults[name] for name, value in vars(cost).items())
+    found = CompiledProgram(Memory(*range(1, 1 + len(dataclasses.fields(Memory)))), cost, cost)
+    stored.write(tmp_path / "found", found)
+    assert stored.read(tmp_path / "found") == found
+
+
 def test_programs_of_one_text_compile_once(monkeypatch):
     """Oracle: the calls of the compiler: of three jitted functions two compute the same."""
     compiler, calls = compiling._compile, []
@@ -171,6 +195,9 @@ from jax.experimental import topologies
 from deepseek_jax.costs.program import Program
 from deepseek_jax.parallel import make_mesh
 from launch.planning.compiled import compile_programs
+from launch.planning.hlo import Cost
+from launch.planning.hlo_collectives import Collective
+from launch.planning.records import CompiledProgram, Memory
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = make_mesh(data=1, fsdp=4, devices=devices)
