@@ -48,8 +48,9 @@ SIZES = {
     # Keys that queries have selected, gathered for one block of queries: of 576 numbers each
     "selected_rows_alive": {"any": 2**16, "cpu": 2**12},
     # A row of at least this many times the keys that a query selects gathers them; a shorter one
-    # masks the others
-    "keys_to_gather_from": {"any": 8},
+    # masks the others. On a TPU both take the same time at 1.7 times the nanoseconds of a gathered
+    # row, which costs.chips assumes; see launch/pods.md
+    "keys_to_gather_from": {"any": 8, "tpu": 4},
     # Logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB, because each chunk reads the
     # head from HBM and adds to its gradient there
     "logits_alive": {"any": 2**24, "tpu": 2**27},

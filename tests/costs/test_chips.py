@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from deepseek_jax.costs.chips import CHIPS, chip_of
+from deepseek_jax.ops.platform import SIZES
 from launch.planning.topology import planned_mesh
 from tests import tpu
 
@@ -35,6 +36,15 @@ def test_a_device_has_its_share_of_the_published_numbers(name):
     )
     shares = [number / devices for number in (gib, memory, peak, faster, link, 6.25)]
     assert found == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_keys_are_gathered_where_a_row_of_them_is_quick_enough(name):
+    """Oracle: the break-evens of launch/pods.md, by compiled plans: {length by selection: ns a row}."""
+    break_evens = {2: 1.1, 4: 2.1, 8: 4.5, 16: 9.6}
+    assumed_ns = CHIPS[name].seconds_per_row * 1e9
+    ratio = SIZES["keys_to_gather_from"]["tpu"]
+    assert break_evens[ratio // 2] < assumed_ns < break_evens[ratio]
 
 
 @pytest.mark.parametrize("topology", tpu.TOPOLOGIES)

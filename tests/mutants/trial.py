@@ -232,6 +232,11 @@ class _Chosen:
         if report.failed:
             self.failed = self.failed or report.nodeid
 
+    def pytest_keyboard_interrupt(self):
+        # A fault of what handles signals may interrupt pytest itself, as the end of its time does
+        if not self.late:
+            self.failed = self.failed or "KeyboardInterrupt"
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item):
         if cpu_seconds() > self.limit:
