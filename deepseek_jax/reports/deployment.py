@@ -1,7 +1,4 @@
-"""Rich tables that compare models in deployment with their teacher, one row per model.
-
-Tests: tests/launch/test_compare.py.
-"""
+"""Rich tables that compare models in deployment with their teacher, one row per model."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table

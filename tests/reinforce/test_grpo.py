@@ -1,5 +1,6 @@
 """From questions to batches: a step's rollouts, rewards and totals."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from deepseek_jax.ops.routing import FREE
 from deepseek_jax.parallel import make_mesh
 from deepseek_jax.recipes.grpo.settings import GrpoSettings
 from deepseek_jax.reinforce import batch as batches
-from deepseek_jax.reinforce import groups, sampler
+from deepseek_jax.reinforce import groups, grpo, sampler
 from deepseek_jax.reinforce import metrics as step_metrics
 from deepseek_jax.reinforce.groups import GroupSource
 from deepseek_jax.rewards import Rewards, Rule, scoring
@@ -29,7 +30,7 @@ from deepseek_jax.training.state import TrainState
 from deepseek_jax.worlds.arithmetic.tasks import arithmetic_task
 from deepseek_jax.worlds.arithmetic.tokenizer import arithmetic_tokenizer
 from tests.processes import run_two
-from tests.recipes.small import one_device, small_config
+from tests.recipes.small import make_run, one_device, small_config
 from tests.training.test_profile import folders_of, perfetto
 
 TOKENIZER = arithmetic_tokenizer()
@@ -90,6 +91,7 @@ def rollouts(monkeypatch):
     return seen
 
 
+ROUNDED = dict(reference_dtype="bfloat16")
 GENERAL = dict(num_steps=3, per_step=1, rewards={"correct": 1.0}, path="general.jsonl")
 
 
@@ -614,3 +616,63 @@ def test_two_processes_get_the_batch_that_each_has_made():
     for output in outputs:
         lines = [line for line in output.splitlines() if line.startswith("equal")]
         assert lines == ["equal data", "equal pipeline"]
+
+
+@pytest.mark.parametrize(
+    "fields, frozen, saved",
+    [
+        ({}, False, False),
+        (dict(loss=dict(kl_coef=0.1), **ROUNDED), True, False),
+        (dict(loss=dict(kl_coef=0.1), reference_every=2, **ROUNDED), False, True),
+    ],
+)
+def test_a_reference_is_frozen_or_follows_or_is_not_there(
+    state, monkeypatch, tmp_path, fields, frozen, saved
+):
+    """Oracle: the policy's parameters, rounded as reference_dtype says: in the source where they stay, in
+    the state where a later policy replaces them.
+    """
+    trained = arguments_of_train(state, monkeypatch, tmp_path, **fields)
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf.astype("bfloat16")), state.params)
+    for reference, is_there in (
+        (trained.source.reference, frozen),
+        (trained.state.reference, saved),
+    ):
+        assert (reference is not None) == is_there
+        if is_there:
+            references = jax.tree.map(lambda leaf: np.asarray(leaf.astype("bfloat16")), reference)
+            jax.tree.map(np.testing.assert_array_equal, references, rounded)
+            assert reference["head"].dtype == "bfloat16"
+
+
+def test_the_first_update_of_a_phase_and_each_line_are_checked(state, monkeypatch, tmp_path):
+    """Oracle: by hand: a KL of 1 nat where the policy is its reference; limits and weights of the loss."""
+    trained = arguments_of_train(state, monkeypatch, tmp_path, loss=dict(kl_coef=0.1))
+    checks = trained.checks
+    checks.after_first({"kl": 0.0})
+    with pytest.raises(BrokenTerm, match="at the first update the KL to the reference is 1"):
+        checks.after_first({"kl": 1.0})
+    assert "sampler_gap_mean" in checks.limits and checks.limits["stale_params"].largest == 0
+    assert checks.weights(dict(num_tokens=7, num_completions=3))["entropy"] == 7
+    assert checks.of_line.__self__.source is trained.source and callable(checks.locate)
+    assert trained.source.sampler.folder == tmp_path / "grpo_rollouts"
+
+
+def arguments_of_train(state, monkeypatch, folder, **fields):
+    """What reinforce gives to the training loop: a namespace."""
+    names = "settings", "state", "update", "source", "run", "seed", "checks"
+    seen = {}
+
+    def train(*arguments):
+        seen.update(zip(names, arguments, strict=True))
+        return SimpleNamespace(model=state.params)
+
+    monkeypatch.setattr(grpo, "train", train)
+    config = small_config(rewards=dict(correct=1.0), **fields)
+    settings = build(GrpoSettings, config, "config")
+    # The state takes the parameters' place
+    params = jax.tree.map(jax.numpy.copy, state.params)
+    own = Policy(POLICY, params, TOKENIZER, "{question}\n")
+    run = dataclasses.replace(make_run(folder, phase="grpo"), folder=folder / "grpo")
+    grpo.reinforce(settings, own, {"reasoning": EXAMPLES}, Rewards(settings.rewards), run)
+    return SimpleNamespace(**seen)
