@@ -1,8 +1,6 @@
 """A stage of rejection sampling (arXiv:2501.12948, appendix B.3.3).
 
 A policy answers questions, and the accepted answers become texts to learn from.
-
-Slow tests: tests/recipes/r1/test_list.py, tests/recipes/r1/test_run.py.
 """
 
 import dataclasses

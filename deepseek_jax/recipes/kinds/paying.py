@@ -1,7 +1,4 @@
-"""Plan the programs and the memory of reward models and judges.
-
-Slow tests: tests/recipes/test_programs.py.
-"""
+"""Plan the programs and the memory of reward models and judges."""
 
 import dataclasses
 from collections.abc import Sequence

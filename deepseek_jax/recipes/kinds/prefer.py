@@ -2,7 +2,7 @@
 
 The reward model starts from a policy.
 
-Slow tests: tests/recipes/reward_model/test_run.py, tests/recipes/r1/test_list.py.
+Tests: tests/recipes/test_results.py.
 """
 
 import dataclasses
