@@ -1,6 +1,8 @@
 """A teacher model that answers questions in chunks.
 
 Each chunk is one file. A file that exists is complete, so a later call resumes with the others.
+
+Tests: tests/recipes/generate/test_run.py.
 """
 
 import dataclasses

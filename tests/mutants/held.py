@@ -11,7 +11,7 @@ from tests.mutants.trial import ROOT
 
 ROOMS = "deepseek_jax", "launch"
 # So many faults of a module are tried until its tests catch one
-TRIES = 6
+TRIES = 12
 
 
 def modules() -> list[Path]:

@@ -1,6 +1,6 @@
 """Settings of training a reward model or a judge: each block of a config is a dataclass.
 
-Tests: tests/recipes/test_judge.py, tests/recipes/reward_model/test_run.py.
+Tests: tests/recipes/test_judge.py.
 """
 
 import dataclasses
