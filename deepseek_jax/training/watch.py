@@ -1,4 +1,7 @@
-"""Checks of a run's own numbers while it trains, for mistakes that nothing else would show."""
+"""Checks of a run's own numbers while it trains, for mistakes that nothing else would show.
+
+Tests: tests/reliability/test_silent_faults.py.
+"""
 
 import dataclasses
 import math

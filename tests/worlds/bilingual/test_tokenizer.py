@@ -8,7 +8,7 @@ from deepseek_jax.worlds.bilingual import general as bilingual_general
 from deepseek_jax.worlds.bilingual import puzzles as bilingual_puzzles
 from deepseek_jax.worlds.bilingual import words as bilingual
 from deepseek_jax.worlds.bilingual.corpus import CorpusWriter
-from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer
+from deepseek_jax.worlds.bilingual.tokenizer import bilingual_tokenizer, letters_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +60,15 @@ def test_other_text_is_refused(tokenizer, text):
     with pytest.raises(ValueError, match="beyond this tokenizer's vocabulary") as error:
         tokenizer.encode(text)
     assert repr(text) in str(error.value)
+
+
+def test_letters_are_one_token_each_and_tags_stay_whole(tokenizer):
+    """Oracle: by hand; each text of the world that the tokenizer above reads, this one reads too."""
+    letters = letters_tokenizer()
+    pieces = [letters.decode([i]) for i in letters.encode("<think>先12 + 3</think>cat")]
+    assert pieces == ["<think>", "先", "1", "2", " ", "+", " ", "3", "</think>", "c", "a", "t"]
+    for piece in bilingual.PIECES:
+        assert letters.decode(letters.encode(piece)) == piece
+    assert letters.vocab_size < tokenizer.vocab_size
+    ids = [letters.encode(letter)[0] for letter in "abc"]
+    assert ids == sorted(ids)
