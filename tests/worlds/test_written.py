@@ -9,7 +9,7 @@ import pytest
 from deepseek_jax.worlds.calculator import corpus as sums
 from deepseek_jax.worlds.guess import corpus as games
 from deepseek_jax.worlds.registry import find_corpus
-from deepseek_jax.worlds.written import in_order
+from deepseek_jax.worlds.written import in_order, written_corpus
 
 # The corpus, its documents, and the digest of the first ones
 CORPORA = [("calculator", sums, "f9e45ab0353cfa31"), ("guess", games, "7a713547f78f43a9")]
@@ -46,3 +46,14 @@ def test_the_order_is_one_of_hashes_and_each_split_has_its_own():
     digests = {i: hashlib.md5(f"held_out{i}".encode()).hexdigest() for i in numbers}
     assert ours == sorted(numbers, key=digests.get) != in_order(numbers)
     assert 30 <= sum(number < 500 for number in ours[-100:]) <= 70
+
+
+def test_a_corpus_has_at_least_one_document():
+    """Oracle: by hand, on either side of the limit."""
+
+    def write(rng, mix):
+        return mix
+
+    assert written_corpus(write, "a text", num_documents=1, seed=0) == [{"text": "a text"}]
+    with pytest.raises(ValueError, match="num_documents=0 is no corpus; set it to at least 1"):
+        written_corpus(write, "a text", num_documents=0, seed=0)
