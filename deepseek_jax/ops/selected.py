@@ -74,7 +74,8 @@ def attend_selected(
 
 def _attend_rows(kv_lora_rank, scale, queries, rows_kz, mask_1k):
     q_hx, index_q_jy, index_w_1j = queries
-    latents_kx, index_ky = jnp.split(rows_kz, [q_hx.shape[-1]], axis=-1)
+    x = q_hx.shape[-1]
+    latents_kx = rows_kz[:, :x]
     scores_hk = dot("hx,kx->hk", q_hx, latents_kx, jnp.float32) * scale
     weights_hk = jax.nn.softmax(jnp.where(mask_1k, scores_hk, MASKED), axis=-1)
     # A query without a key has equal weights on masked keys
@@ -84,7 +85,7 @@ def _attend_rows(kv_lora_rank, scale, queries, rows_kz, mask_1k):
     if index_q_jy is None:
         return out_hc, None
     share_1k = jax.lax.stop_gradient(weights_hk).mean(0, keepdims=True)
-    products_jk = dot("jy,ky->jk", index_q_jy, index_ky, jnp.float32)
+    products_jk = dot("jy,ky->jk", index_q_jy, rows_kz[:, x:], jnp.float32)
     index_scores_1k = weighted_relus(products_jk, index_q_jy, index_w_1j)
     loss_11 = divergence(share_1k, index_scores_1k, mask_1k)[:, None]
     return out_hc, jnp.where(mask_1k.any(-1, keepdims=True), loss_11, 0.0)

@@ -35,6 +35,8 @@ HEAVY += ["ml_collections", "absl.flags", "hypothesis"]
 CPU_SECONDS = 120  # no test of a trial begins later
 # Ends a test that does not end
 HARD_CPU_SECONDS, WALL_SECONDS = 300, 900
+# A KeyboardInterrupt and a SystemExit that a test raises end pytest itself
+ENDED_BY_A_FAULT = pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR
 ARGUMENTS = [
     "--override-ini=addopts=--import-mode=importlib",
     "-x",
@@ -200,6 +202,9 @@ def _try(stages):
         if chosen.failed:
             found = {"is": stage.where, "test": chosen.failed}
             break
+        if status in ENDED_BY_A_FAULT and not chosen.late:
+            found = {"is": stage.where, "test": status.name}
+            break
         assert chosen.late or status == pytest.ExitCode.OK, status
         if chosen.late:
             found["test"] = "(time was over)"
@@ -231,11 +236,6 @@ class _Chosen:
     def _note(self, report):
         if report.failed:
             self.failed = self.failed or report.nodeid
-
-    def pytest_keyboard_interrupt(self):
-        # A fault of what handles signals may interrupt pytest itself, as the end of its time does
-        if not self.late:
-            self.failed = self.failed or "KeyboardInterrupt"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item):
