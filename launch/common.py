@@ -2,6 +2,8 @@
 
 JAX is imported inside functions: a mistake in a flag does not wait for that import, and a plan sets
 its environment before it.
+
+Tests: tests/launch/test_train.py, tests/launch/test_early.py.
 """
 
 import contextlib

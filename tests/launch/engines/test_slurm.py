@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.engines import RUNNING, WAITING
 from launch.engines.slurm import COMMANDS, Slurm
 from tests.in_process import launched
 
@@ -126,3 +127,41 @@ def test_a_slurm_that_does_not_answer_is_said(commands, tmp_path):
     )
     with pytest.raises(ValueError, match="does not answer: Unable to contact slurm controller"):
         Slurm(tmp_path, None).check_installed()
+
+
+def test_listed_jobs_wait_or_run_until_slurm_says_otherwise(commands, tmp_path):
+    """Oracle: by hand: squeue's lines; a controller that does not answer leaves the last answer."""
+    lines = "7_0 PENDING\n7_1 RUNNING\n8_0 RUNNING\n"
+    (commands / "squeue").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    engine = Slurm(tmp_path, None)
+    listed = {"7_0": WAITING, "7_1": RUNNING}
+    assert engine.state(["7_0", "7_1", "7_2"]) == listed
+    (commands / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert engine.state(["7_0", "7_1"]) == listed
+    (commands / "squeue").write_text(QUIET)
+    assert engine.state(["7_0", "7_1"]) == {}
+
+
+def test_waiting_jobs_leave_the_queue_and_running_ones_are_told_to_save(commands, tmp_path):
+    """Oracle: scancel's arguments by hand: of a running job the step, which gets the signal once."""
+    lines = "7_0 PENDING\n7_1 RUNNING\n8_0 RUNNING\n"
+    (commands / "squeue").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (commands / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
+    Slurm(tmp_path, None).cancel(["7_0", "7_1", "7_2"])
+    assert (tmp_path / "cancelled").read_text() == "7_0\n--signal=TERM 7_1.0\n"
+
+
+def test_an_array_has_an_id_for_each_job(commands, tmp_path, monkeypatch):
+    """Oracle: sbatch's answer of a federation, "ID;CLUSTER", by hand; it gets the script, and the folder of
+    the output is there before it. A refusal is sbatch's own last line.
+    """
+    engine = Slurm(tmp_path / "out", None)
+    monkeypatch.setattr(engine, "describe", lambda jobs: f"script of {len(jobs)}")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert engine.submit(["a", "b", "c"]) == ["7_0", "7_1", "7_2"]
+    assert (tmp_path / "submitted.sh").read_text() == "script of 3"
+    assert (tmp_path / "out" / "slurm").is_dir()
+    (commands / "sbatch").write_text(REFUSES)
+    with pytest.raises(ValueError, match="refuses the jobs: sbatch: error: invalid partition"):
+        engine.submit(["a"])
