@@ -48,8 +48,8 @@ SIZES = {
     # Keys that queries have selected, gathered for one block of queries: of 576 numbers each
     "selected_rows_alive": {"any": 2**16, "cpu": 2**12},
     # A row of at least this many times the keys that a query selects gathers them; a shorter one
-    # masks the others. On a TPU both take the same time at 1.7 times the nanoseconds of a gathered
-    # row, which costs.chips assumes; see launch/pods.md
+    # masks the others. On a TPU, see launch/pods.md: it depends on how long a gathered row takes,
+    # which costs.chips assumes
     "keys_to_gather_from": {"any": 8, "tpu": 4},
     # Logits of a chunk of tokens: 64 MiB of float32. On TPU 512 MiB, because each chunk reads the
     # head from HBM and adds to its gradient there

@@ -159,6 +159,14 @@ class _Finder(ast.NodeVisitor):
             self.between("operator", node, node.target, node.value, *OPERATORS[type(node.op)])
         self.visit(node.value)
 
+    def visit_If(self, node):
+        # A program that runs where it is imported ends any test: to catch that says nothing
+        if ast.unparse(node.test) == "__name__ == '__main__'":
+            for statement in node.body:
+                self.visit(statement)
+        else:
+            self.generic_visit(node)
+
     def visit_Compare(self, node):
         for left, op, right in zip(
             [node.left, *node.comparators], node.ops, node.comparators, strict=False

@@ -63,6 +63,12 @@ def test_a_change_is_of_one_place_alone(tmp_path, number):
     assert planted[: mutant.begin] + SOURCE[mutant.begin : mutant.end] + planted[end:] == SOURCE
 
 
+def test_a_program_still_runs_only_where_it_is_the_program(tmp_path):
+    """Oracle: by hand: what the guard guards can change, and the guard cannot."""
+    found = mutants(tmp_path, 'if __name__ == "__main__":\n    run(1 < 2)\nif 3 < 4:\n    pass\n')
+    assert {m.line for m in found} == {"run(1 < 2)", "if 3 < 4:"}
+
+
 def test_a_moved_line_keeps_the_names_of_its_mutants(tmp_path):
     """Oracle: the same source below two more lines; equal changes of one line are told apart by a number."""
     names = [mutant.name for mutant in mutants(tmp_path, SOURCE)]

@@ -37,11 +37,8 @@ def test_models_that_are_described_alike_have_one_line(capsys):
     config = CONFIGS["gqa"]
     rounded = dataclasses.replace(config, dtype="bfloat16")
     run_lines.say_plan(STAGES, {"a": config, "b": rounded, "c": CONFIGS["mla_moe"]})
-    first, second, last = printed(capsys)
-    assert first.startswith("model: qwen2, 2 layers, ") and second.startswith(
-        "model: deepseek_v3, "
-    )
-    assert last == "2 stages"
+    begun = [line.partition(",")[0] for line in printed(capsys)]
+    assert begun == ["model: qwen2", "model: deepseek_v3", "2 stages"]
 
 
 def test_a_long_text_goes_on_in_indented_lines(capsys):

@@ -672,7 +672,7 @@ def arguments_of_train(state, monkeypatch, folder, **fields):
     settings = build(GrpoSettings, config, "config")
     # The state takes the parameters' place
     params = jax.tree.map(jax.numpy.copy, state.params)
-    own = Policy(POLICY, params, TOKENIZER, "{question}\n")
+    start_policy = Policy(POLICY, params, TOKENIZER, "{question}\n")
     run = dataclasses.replace(make_run(folder, phase="grpo"), folder=folder / "grpo")
-    grpo.reinforce(settings, own, {"reasoning": EXAMPLES}, Rewards(settings.rewards), run)
+    grpo.reinforce(settings, start_policy, {"reasoning": EXAMPLES}, Rewards(settings.rewards), run)
     return SimpleNamespace(**seen)

@@ -7,6 +7,7 @@ from deepseek_jax.models import build_model
 from deepseek_jax.reports.deployment import measured_table, ratio_table, size_table, speed_table
 
 TEACHER, STUDENT = "V2-Lite", "Qwen-1.5B"
+CHIP = dict(chip_name="v5e", chip_bytes=16 * 2**30, bytes_per_second=819e9)
 SERVED = dict(batch_size=32, context_length=4096)
 
 
@@ -44,8 +45,7 @@ def test_ratios_are_those_of_the_other_tables(both):
     """Oracle: the numbers of the tables of sizes and speeds, the teacher's by the student's; for speeds the
     student's by the teacher's. Cells have three digits.
     """
-    chip = dict(chip_name="v5e", chip_bytes=16 * 2**30, bytes_per_second=819e9)
-    sizes, speeds = numbers(size_table(both)), numbers(speed_table(both, **chip, **SERVED))
+    sizes, speeds = numbers(size_table(both)), numbers(speed_table(both, **CHIP, **SERVED))
     (ratios,) = numbers(ratio_table(both, **SERVED)).values()
     parameters, active, bf16, fp8, _, cache = (
         teacher / student for teacher, student in zip(sizes[TEACHER], sizes[STUDENT], strict=True)
@@ -59,8 +59,7 @@ def test_ratios_are_those_of_the_other_tables(both):
 
 def test_a_chip_is_counted_for_each_part_of_the_weights(both):
     """Oracle: by hand: 31.4 GB of bfloat16 weights need two chips of 16 GiB, and 3.6 GB need one."""
-    chip = dict(chip_name="v5e", chip_bytes=16 * 2**30, bytes_per_second=819e9)
-    found = numbers(speed_table(both, **chip, **SERVED))
+    found = numbers(speed_table(both, **CHIP, **SERVED))
     assert (found[TEACHER][0], found[STUDENT][0]) == (2, 1)
 
 

@@ -19,6 +19,7 @@ ENGINES = ROOT / "launch" / "engines"
 SBATCH = "#!/bin/sh\ncat > submitted.sh\necho '7;cluster'\n"
 REFUSES = '#!/bin/sh\necho "sbatch: error: invalid partition specified: fast" >&2\nexit 1\n'
 QUIET = "#!/bin/sh\n"
+LISTS = "#!/bin/sh\nprintf '7_0 PENDING\\n7_1 RUNNING\\n8_0 RUNNING\\n'\n"
 
 
 @pytest.fixture
@@ -131,8 +132,7 @@ def test_a_slurm_that_does_not_answer_is_said(commands, tmp_path):
 
 def test_listed_jobs_wait_or_run_until_slurm_says_otherwise(commands, tmp_path):
     """Oracle: by hand: squeue's lines; a controller that does not answer leaves the last answer."""
-    lines = "7_0 PENDING\n7_1 RUNNING\n8_0 RUNNING\n"
-    (commands / "squeue").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (commands / "squeue").write_text(LISTS)
     engine = Slurm(tmp_path, None)
     listed = {"7_0": WAITING, "7_1": RUNNING}
     assert engine.state(["7_0", "7_1", "7_2"]) == listed
@@ -144,8 +144,7 @@ def test_listed_jobs_wait_or_run_until_slurm_says_otherwise(commands, tmp_path):
 
 def test_waiting_jobs_leave_the_queue_and_running_ones_are_told_to_save(commands, tmp_path):
     """Oracle: scancel's arguments by hand: of a running job the step, which gets the signal once."""
-    lines = "7_0 PENDING\n7_1 RUNNING\n8_0 RUNNING\n"
-    (commands / "squeue").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (commands / "squeue").write_text(LISTS)
     (commands / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n')
     Slurm(tmp_path, None).cancel(["7_0", "7_1", "7_2"])
     assert (tmp_path / "cancelled").read_text() == "7_0\n--signal=TERM 7_1.0\n"

@@ -63,7 +63,7 @@ def test_other_text_is_refused(tokenizer, text):
 
 
 def test_letters_are_one_token_each_and_tags_stay_whole(tokenizer):
-    """Oracle: by hand; each text of the world that the tokenizer above reads, this one reads too."""
+    """Oracle: by hand; each piece of the world survives encoding and decoding."""
     letters = letters_tokenizer()
     pieces = [letters.decode([i]) for i in letters.encode("<think>先12 + 3</think>cat")]
     assert pieces == ["<think>", "先", "1", "2", " ", "+", " ", "3", "</think>", "c", "a", "t"]
