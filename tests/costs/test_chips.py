@@ -40,7 +40,9 @@ def test_a_device_has_its_share_of_the_published_numbers(name):
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_keys_are_gathered_where_a_row_of_them_is_quick_enough(name):
-    """Oracle: the break-evens of launch/pods.md, by compiled plans: {length by selection: ns a row}."""
+    """Oracle: compiled plans of both forms, in launch/pods.md: {row's length in selections: most ns of a
+    gathered row}.
+    """
     break_evens = {2: 1.1, 4: 2.1, 8: 4.5, 16: 9.6}
     assumed_ns = CHIPS[name].seconds_per_row * 1e9
     ratio = SIZES["keys_to_gather_from"]["tpu"]
