@@ -93,7 +93,7 @@ def generate(
     check_slots(slots, devices)
     # With fewer requests than slots, use the fewest slots that split over the devices
     slots = min(slots, -(-len(prompts) * n // devices) * devices)
-    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config))
+    requests = make_requests(prompts, n, seed, slots, batch_parts_of(mesh, config), devices)
     queue = RequestQueue(requests, list(log.done))
     result = empty_rollout(len(prompts) * n, max_completion_length, converses, log.own_rows)
     fill(result, log)

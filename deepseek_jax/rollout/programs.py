@@ -98,7 +98,10 @@ def rollout_programs(
         config = rollout_config(config, mesh)
     slots = min(options.slots, -(-workload.prompts * workload.n // mesh.size) * mesh.size)
     num_parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
-    requests = _one_chunk(workload, chunk_rows(workload.prompts, workload.n, slots, num_parts))
+    # Where completions leave no room for a prompt, its own check says so
+    room = prompt_room(max(workload.prompt_length, 1))
+    chunk_sizes = workload.prompts, workload.n, slots, room, num_parts, mesh.size
+    requests = _one_chunk(room, chunk_rows(*chunk_sizes))
     rollout_sizes = _Sizes(
         config, slots, requests.prompt_room, options.max_completion_length, workload
     )
@@ -121,10 +124,8 @@ def rollout_programs(
     return [first_program, *beside(other_programs, *held_params)]
 
 
-def _one_chunk(workload, rows):
+def _one_chunk(room, rows):
     """Return the Requests of a single chunk; all chunks have its sizes."""
-    # Where completions leave no room for a prompt, its own check says so
-    room = prompt_room(max(workload.prompt_length, 1))
     tokens, lengths = np.zeros((rows, room), np.int32), np.ones(rows, np.int32)
     # A placeholder, of which the engine reads only entries
     return Requests(tokens, lengths, np.zeros(1, int), _Keys(), room, rows)  # type: ignore[arg-type]

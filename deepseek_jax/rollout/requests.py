@@ -16,6 +16,8 @@ from deepseek_jax.rollout.sampling import Sampling
 
 # Prompts are padded to a multiple of this length, so that few lengths are compiled
 PROMPT_BUCKET = 16
+# Tokens of prompts that a device reads at a time: 8,192 of DeepSeek-V3.2 take 12 GiB of a TPU
+PREFILL_TOKENS = 2**14
 
 
 class Requests(NamedTuple):
@@ -51,28 +53,45 @@ class Requests(NamedTuple):
 
 
 def make_requests(
-    prompts: Sequence[Sequence[int]], n: int, seed: int, slots: int, multiple: int = 1
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    seed: int,
+    slots: int,
+    parts: int = 1,
+    devices: int = 1,
 ) -> Requests:
     """Create the Requests for n completions of each prompt.
 
     Args:
         prompts: Lists of token ids.
         seed: The seed of all random streams.
-        multiple: See chunk_rows.
+        parts: See chunk_rows.
+        devices: See chunk_rows.
     """
-    rows = chunk_rows(len(prompts), n, slots, multiple)
+    room = prompt_room(max(map(len, prompts)))
+    rows = chunk_rows(len(prompts), n, slots, room, parts, devices)
     tokens, lengths = _padded(prompts, rows)
     row_of, keys = np.repeat(np.arange(len(prompts)), n), _random_streams(prompts, n, seed)
-    return Requests(tokens, lengths, row_of, keys, prompt_room(max(map(len, prompts))), rows)
+    return Requests(tokens, lengths, row_of, keys, room, rows)
 
 
-def chunk_rows(prompts: int, n: int, slots: int, multiple: int = 1) -> int:
-    """Return how many prompts a chunk has: enough to fill the slots.
+def chunk_rows(
+    prompts: int, n: int, slots: int, prompt_room: int, parts: int = 1, devices: int = 1
+) -> int:
+    """Return how many prompts a chunk has: enough to fill the slots, or fewer if they are long.
 
-    The number is rounded up to a multiple of `multiple`.
+    A device gets no more tokens of a chunk than PREFILL_TOKENS, unless each part has a
+    single prompt.
+
+    Args:
+        prompt_room: Tokens of a prompt, in whole buckets.
+        parts: The number of parts into which the mesh splits prompts. The result is a multiple.
+        devices: The number of devices.
     """
     rows = min(-(-slots // n), prompts)
-    return rows + -rows % multiple
+    rows += -rows % parts
+    with_room = devices * PREFILL_TOKENS // prompt_room
+    return max(min(rows, with_room // parts * parts), parts)
 
 
 class RequestQueue:

@@ -53,7 +53,7 @@ def stream(
     mesh = rollout_mesh(config)
     config = rollout_config(config, mesh)
     slots = 1 if mesh is None else mesh.size
-    requests = make_requests([prompt], 1, seed, slots, batch_parts_of(mesh, config))
+    requests = make_requests([prompt], 1, seed, slots, batch_parts_of(mesh, config), slots)
     buckets = requests.prompt_room // PROMPT_BUCKET
     prompt_room = PROMPT_BUCKET << (buckets - 1).bit_length()
     requests = requests._replace(prompt_room=prompt_room)

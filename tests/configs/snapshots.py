@@ -25,7 +25,7 @@ SLICES = {
     "pretrain_v3:context=32k": "v5p:8x8x16",
     "pretrain_v3:context=128k": "v5p:8x8x16",
     "v32": "v5p:8x8x16",
-    "v32_grpo": "v5p:4x8x8",
+    "v32_grpo": "v5p:8x8x8",
     "r1_zero": "v5p:8x8x16",
     "r1_own": "v5e:2x4",
     "r1:stage=reasoning": "v5p:8x8x16",
@@ -73,7 +73,7 @@ COMPILED = {
     ("v3_post_training:stage=rl", "update"): Figures(V5P, mfu=0.25),
     ("r1_zero", "update"): Figures(V5P, mfu=0.25),
     ("r1:stage=reasoning", "update"): Figures(V5P, mfu=0.25),
-    ("v32_grpo", "update"): Figures(V5P, mfu=0.1),
+    ("v32_grpo", "update"): Figures(V5P, mfu=0.25),
     # 32 slots of 17,408 positions, sixteen turns of them
     (TOOLS, "decode"): Figures(5.2, sent_gb=0.03, traffic_gb=5.3, operations=1900, collectives=190),
     (TOOLS, "read 128"): Figures(
@@ -87,7 +87,7 @@ COMPILED = {
         42.0, sent_gb=1.6, traffic_gb=53.0, operations=7700, collectives=500
     ),
     (FEWER_SLOTS, "decode"): Figures(
-        10.0, sent_gb=0.5, traffic_gb=10.6, operations=7000, collectives=500
+        10.0, sent_gb=0.5, traffic_gb=10.9, operations=7000, collectives=500
     ),
 }
 

@@ -103,6 +103,23 @@ def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
     )
 
 
+def test_long_prompts_are_read_a_few_at_a_time(monkeypatch):
+    """Oracle: the same requests, whose prompts are read at once; by hand: two prompts of 16 tokens
+    are no more than 40, and slots are enough for all five.
+    """
+    expected, sizes, prefill = rolled_out("mla_moe"), [], decode.prefill
+
+    def recorded(decoding, weights, tables, tokens, lengths):
+        sizes.append(tokens.shape)
+        return prefill(decoding, weights, tables, tokens, lengths)
+
+    monkeypatch.setattr(decode, "prefill", recorded)
+    monkeypatch.setattr("deepseek_jax.rollout.requests.PREFILL_TOKENS", 40)
+    found = generate(*tiny_model("mla_moe"), PROMPTS, **SAMPLED | dict(slots=100))
+    assert sizes == [(2, 16)] * 3
+    assert_same(found, expected)
+
+
 def rows_of(rollout, rows):
     """The Rollout of some rows."""
     return Rollout(*(None if array is None else array[rows] for array in rollout))

@@ -82,10 +82,24 @@ def test_a_repeated_prompt_continues_the_streams_of_the_first():
 
 @pytest.mark.parametrize(
     "arguments, rows",
-    [((5, 2, 4), 2), ((5, 2, 5), 3), ((1, 2, 8), 1), ((5, 2, 4, 4), 4), ((5, 1, 5, 4), 8)],
+    [
+        ((5, 2, 4, 16), 2),
+        ((5, 2, 5, 16), 3),
+        ((1, 2, 8, 16), 1),
+        ((5, 2, 4, 16, 4), 4),
+        ((5, 1, 5, 16, 4, 2), 8),
+        # Long prompts: at most 100 tokens on each device, but one prompt in each part
+        ((99, 1, 64, 48), 2),
+        ((99, 1, 64, 48, 4, 8), 16),
+        ((99, 1, 64, 48, 3, 8), 15),
+        ((99, 1, 64, 1600, 4, 8), 4),
+    ],
 )
-def test_a_chunk_has_the_prompts_that_fill_the_slots(arguments, rows):
+def test_a_chunk_has_prompts_that_fill_the_slots_or_the_room_for_tokens(
+    arguments, rows, monkeypatch
+):
     """Oracle: by hand; in whole multiples."""
+    monkeypatch.setattr("deepseek_jax.rollout.requests.PREFILL_TOKENS", 100)
     assert chunk_rows(*arguments) == rows
 
 
