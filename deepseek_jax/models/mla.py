@@ -95,8 +95,8 @@ class MultiHeadLatentAttention(nn.Module):
         """
         q_rank = self.config.q_lora_rank
         if self.joins_down:
-            # The weight is split by columns. Pinned, the result's few rows travel instead of the weight
-            down_btx = own_rows(self.linear("btd,dx->btx", x_btd, self.w_down))
+            # The weight is split by columns. Pinned, the few rows travel instead of the weight
+            down_btx = own_rows(self.linear("btd,dx->btx", own_rows(x_btd), self.w_down))
             return jnp.split(down_btx, [q_rank], axis=-1) if q_rank else (None, down_btx)
         # The backward pass recomputes norms and up-projections from here (arXiv:2412.19437, section 3.2.3)
         down_btq = None
