@@ -22,8 +22,7 @@ def get_config(arg=None):
     c.model = models.deepseek_v3_2() | dict(expert_buffer=1.25)
     # An update is 512 rows of one completion, each on eight chips, in eight micro-batches
     c.mesh, c.micro_batches = dict(data=1, fsdp=2, expert=32, context=8), 8
-    # On half of the chips, the arrays that a rollout does not read would take a third of their
-    # memory
+    # In float32 the arrays that a rollout does not read would take a sixth of the chips' memory
     c.optimizer.update(moment_dtype="bfloat16", moment_memory="host")
     c.update(reference_dtype="bfloat16", reference_memory="host")
     c.data.path, c.data.template = "/data/v32_questions.jsonl", "chat"

@@ -16,7 +16,7 @@ from deepseek_jax.rollout.sampling import Sampling
 
 # Prompts are padded to a multiple of this length, so that few lengths are compiled
 PROMPT_BUCKET = 16
-# Tokens of prompts that a device reads at a time: 8,192 of DeepSeek-V3.2 take 12 GiB of a TPU
+# Tokens of prompts that a device reads at a time: DeepSeek-V3.2 takes up to 17 GiB for 8,192
 PREFILL_TOKENS = 2**14
 
 
@@ -80,8 +80,8 @@ def chunk_rows(
 ) -> int:
     """Return how many prompts a chunk has: enough to fill the slots, or fewer if they are long.
 
-    A device gets no more tokens of a chunk than PREFILL_TOKENS, unless each part has a
-    single prompt.
+    A device gets no more tokens of a chunk than PREFILL_TOKENS, unless each part has a single
+    prompt.
 
     Args:
         prompt_room: Tokens of a prompt, in whole buckets.

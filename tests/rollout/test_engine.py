@@ -104,8 +104,8 @@ def test_what_is_sampled_does_not_depend_on_the_number_of_slots(kind, slots):
 
 
 def test_long_prompts_are_read_a_few_at_a_time(monkeypatch):
-    """Oracle: the same requests, whose prompts are read at once; by hand: two prompts of 16 tokens
-    are no more than 40, and slots are enough for all five.
+    """Oracle: the same requests, read in chunks of two by the number of slots; by hand: of 16 tokens two
+    prompts are no more than 40, and there are slots for all five.
     """
     expected, sizes, prefill = rolled_out("mla_moe"), [], decode.prefill
 
