@@ -277,7 +277,7 @@ ROWS = (
     Known(
         "questions that are asked again in their epoch are not new",
         "reinforce/accounts.py",
-        "if asked and not new:",
+        "if num_asked and not new:",
     ),
     Known(
         "a constant reward is said and odd ends end the run",

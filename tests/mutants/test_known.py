@@ -1,0 +1,10 @@
+"""The known faults: each can be planted in the code as it is now."""
+
+from tests.mutants import known
+from tests.mutants.reached import PACKAGE
+
+
+def test_every_known_fault_has_its_place_in_the_code():
+    """Oracle: the code: `planted` refuses a text that does not stand in its file once, and the file differs."""
+    for fault in known.ROWS + known.HISTORY:
+        assert fault.planted().source != (PACKAGE / fault.path).read_bytes(), fault.name
