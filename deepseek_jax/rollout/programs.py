@@ -100,8 +100,8 @@ def rollout_programs(
     num_parts = batch_parts_of(mesh if mesh.size > 1 else None, config)
     # Where completions leave no room for a prompt, its own check says so
     room = prompt_room(max(workload.prompt_length, 1))
-    chunk_sizes = workload.prompts, workload.n, slots, room, num_parts, mesh.size
-    requests = _one_chunk(room, chunk_rows(*chunk_sizes))
+    rows = chunk_rows(workload.prompts, workload.n, slots, room, num_parts, mesh.size)
+    requests = _one_chunk(room, rows)
     rollout_sizes = _Sizes(
         config, slots, requests.prompt_room, options.max_completion_length, workload
     )

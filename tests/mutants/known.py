@@ -449,9 +449,16 @@ HISTORY = (
     Known(
         "linear layers round float32 operands to bfloat16",
         "models/layers.py",
+        "spec, x, w, config.dtype)",
+        "spec, jax.lax.reduce_precision(x, 8, 7), w, config.dtype)",
+        ("tests/models/test_parity.py",),
+    ),
+    Known(
+        "linear layers of a rollout on a mesh round float32 operands to bfloat16",
+        "models/layers.py",
         "return dot(spec, x, w)",
         "return dot(spec, jax.lax.reduce_precision(x, 8, 7), w)",
-        ("tests/models/test_parity.py",),
+        ("tests/rollout/test_mesh.py",),
     ),
     Known(
         "attention rounds float32 operands to bfloat16",
