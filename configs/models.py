@@ -195,6 +195,7 @@ def deepseek_v4_tiny(vocab_size: int = 32) -> dict:
         n_routed_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
+        routed_scaling_factor=1.0,
         num_hash_layers=1,
         max_position_embeddings=256,
         initializer_range=0.1,

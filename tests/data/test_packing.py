@@ -142,11 +142,13 @@ def test_each_turn_of_a_conversation_ends_in_eos_within_one_segment():
 
 @pytest.mark.parametrize("length", [16, 17, 33])
 def test_a_conversation_longer_than_a_row_is_predicted_whole_and_once(length):
-    """Oracle: all tokens but each conversation's first, counted."""
+    """Oracle: all tokens but each conversation's first, counted; each segment has one to predict."""
     documents = conversations(60, 5)
     batches = pack(documents, TOKENIZER, sequence_length=length, batch_size=4, seed=0, num_epochs=1)
-    predicted = Counter(t for b in batches for s in read_segments(b) for t in s[1:])
+    segments = [segment for batch in batches for segment in read_segments(batch)]
+    predicted = Counter(token for segment in segments for token in segment[1:])
     assert predicted == Counter(token for d in documents for token in turn_ids(d)[1:])
+    assert min(map(len, segments)) > 1
 
 
 def test_an_end_token_written_in_a_turn_is_no_end_token():

@@ -273,11 +273,12 @@ def test_answers_are_measured_without_rewards_and_without_an_accuracy(capsys):
 
 
 def test_answers_are_sampled_and_greedy(monkeypatch):
-    """Oracle: by hand: greedy ones are as long, from as many slots, with all else as it is by default."""
+    """Oracle: by hand: greedy ones are as long, from as many slots, drafted too; else as by default."""
     monkeypatch.setattr(held_out, "evaluate", lambda *given, **more: (given, more))
-    options = AnswerOptions(max_completion_length=9, temperature=0.7, top_k=3, top_p=0.9, slots=5)
+    both_ways = dict(max_completion_length=9, slots=5, speculative=True)
+    options = AnswerOptions(temperature=0.7, top_k=3, top_p=0.9, **both_ways)
     both = evaluate_both("policy", ["e"], "rewards", options, accuracy="right", seed=4)
-    greedy = AnswerOptions(max_completion_length=9, temperature=0.0, slots=5)
+    greedy = AnswerOptions(temperature=0.0, **both_ways)
     how = dict(accuracy="right", seed=4)
     assert both == {
         "sampled": (("policy", ["e"], "rewards", options), how),

@@ -57,17 +57,21 @@ def test_a_reward_model_has_no_output_head_and_no_multi_token_prediction():
 
 
 def test_padding_and_other_rows_change_no_reward():
-    """Oracle: the same rows in another order, other ids in the padding. Tolerance: float32's rounding."""
+    """Oracle: the same rows in another order, other ids in the padding. Tolerance: float32's rounding. Experts
+    are chosen by the real tokens alone.
+    """
     config, params = tiny_model("mla_moe")
     config = dataclasses.replace(config, scan_layers=True)
     model = reward_params(config, params, one_device(), jax.random.key(3))
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 50, (4, 12)).astype(np.int32)
     segment_ids = (np.arange(12) < np.array([[3], [12], [7], [1]])).astype(np.int32)
-    score = jax.jit(lambda *args: predict_rewards(reward_config(config), model, *args)[0])
+    score = jax.jit(lambda *args: predict_rewards(reward_config(config), model, *args))
     other = np.where(segment_ids, tokens, 49)[::-1]
-    want, have = score(tokens, segment_ids), score(other, segment_ids[::-1])
+    (want, routing), (have, _) = score(tokens, segment_ids), score(other, segment_ids[::-1])
     np.testing.assert_allclose(have[::-1], want, rtol=1e-5, atol=1e-6)
+    choices = segment_ids.sum() * config.num_experts_per_tok
+    np.testing.assert_allclose(routing.load.sum(-1), choices)
 
 
 def test_a_sharded_reward_model_gives_the_same_rewards():

@@ -102,6 +102,18 @@ def test_select_takes_the_best_and_of_equals_the_first(k, implementation):
         assert (filled.sum(-1) == ours.sum(-1)).all()
 
 
+def test_indices_of_keys_beyond_the_first_128_are_in_their_places():
+    """Oracle: numpy's flatnonzero of the loop's selection: 300 keys are three chunks of the search."""
+    rng = np.random.default_rng(0)
+    scores, mask = rng.normal(size=(6, 300)).astype(np.float32), rng.random((6, 300)) < 0.9
+    mask[5, 20:] = False
+    indices, filled = select_indices(jnp.asarray(scores), jnp.asarray(mask), 140)
+    for row, chosen in enumerate(loop_select(scores, mask, 140)):
+        places = np.flatnonzero(chosen)
+        assert (filled[row] == (np.arange(140) < len(places))).all()
+        np.testing.assert_array_equal(indices[row][: len(places)], places)
+
+
 def rows_of_three(t):
     cuts = np.arange(t)
     return np.stack([1 + (cuts > 2) + (cuts > 17), (cuts > 0) * (cuts < 21)]).astype(int)

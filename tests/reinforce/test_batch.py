@@ -18,6 +18,7 @@ from deepseek_jax.reinforce.batch import (
     group_batch,
     longest_batch,
     longest_group,
+    put_completions,
     split,
     step_flops,
     update_batches,
@@ -349,3 +350,16 @@ def test_the_batch_of_a_step_is_as_settings_and_mesh_say():
     fields["rollout"] |= dict(top_k=5)
     (batch,), _ = update_batches(told, ADVANTAGES, of_config(**fields), mesh, step=0)
     assert "kl_weight" not in batch and batch["prompt_rows"].tolist() == [0, 0]
+
+
+def test_tokens_come_from_their_owners_and_all_else_from_everyone():
+    """Oracle: the batches of completions without owners, for one process that has all of them."""
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    batch = group_batch(groups(), ADVANTAGES, shared=False, multiple=1)
+    batches = split(batch, 2)
+    plain = put_completions(mesh, batches, None)
+    owned = put_completions(mesh, batches, np.zeros(4, int))
+    for want, have in zip(plain, owned, strict=True):
+        assert want.keys() == have.keys()
+        for name, array in want.items():
+            np.testing.assert_array_equal(have[name], array, err_msg=name)

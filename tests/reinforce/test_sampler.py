@@ -12,8 +12,9 @@ from deepseek_jax.reinforce import sampler
 from deepseek_jax.reinforce.sampler import Sampler
 from deepseek_jax.reinforce.settings import RolloutSettings
 from deepseek_jax.rollout import sample_log
-from deepseek_jax.rollout.completions import RolloutLog
+from deepseek_jax.rollout.completions import MeasuredLog, RolloutLog
 from deepseek_jax.rollout.sample_log import SampleLog
+from deepseek_jax.rollout.settings import AnswerOptions
 from tests.reinforce.rollouts import rollout_of
 
 PARAMS = {"w": np.float32([1, 2])}
@@ -91,6 +92,17 @@ def test_a_rollout_that_keeps_candidates_writes_no_file(made, tmp_path):
     sampled.answer(PARAMS, EXAMPLES, 0)
     log = sampled.policy.calls[0][2]["log"]
     assert type(log) is RolloutLog and log.keeps_candidates
+
+
+def test_greedy_answers_are_a_measurement_of_the_longest_length(made):
+    """Oracle: by hand: any step's longest is 6; a MeasuredLog leaves when the run is asked to stop."""
+    sampled = made(rollout=dataclasses.replace(ROLLOUT, slots=5))
+    sampled.answer_greedily(PARAMS, EXAMPLES)
+    ((examples, options, more),) = sampled.policy.calls
+    assert examples is EXAMPLES and sampled.policy.params is PARAMS
+    assert options == AnswerOptions(max_completion_length=6, temperature=0.0, slots=5)
+    assert isinstance(more.pop("log"), MeasuredLog)
+    assert more == dict(seed=7, longest_prompt=20)
 
 
 def test_completions_are_written_as_they_end_once_a_minute(made, tmp_path, monkeypatch):

@@ -144,6 +144,7 @@ def test_an_unmarked_number_is_not_a_marked_answer():
         (r"\frac{1}{2}", Fraction(1, 2)),
         (r"-\dfrac12", Fraction(-1, 2)),
         ("1" * 30, int("1" * 30)),
+        ("-" * 19 + "5", -5),
     ],
 )
 def test_number_is_exact(text, want):

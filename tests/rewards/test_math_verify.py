@@ -49,6 +49,7 @@ def verifier():
         ("8", "<answer>Tom has $8$ apples.</answer>"),
         ("8", "<answer>The answer is 8</answer>"),
         ("8", r"<answer>\(8\)</answer>"),
+        ("8", r"<answer>it is \(8\) apples</answer>"),
     ],
 )
 def test_equal_answers_score_1(verifier, gold, completion):

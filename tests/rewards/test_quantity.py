@@ -14,7 +14,7 @@ STATEMENTS = forms(r"""
     5cm | 5 cm² | 5 \text{ cm}^2 | 5\,\mathrm{cm}^2 | 5 km/h | $5/hour | $5 per week | 5 square feet |
     5 times a day | 5 years old | 5 pm | 5 more apples | 5 left | 5 in total | 5 people | 5^\circ | 5° |
     5个 | 5个苹果 | 5 千克 | 5 third graders | 5 negative numbers | 5 double rooms |
-    5 cities | 5 properties | 5 fourth-year students |
+    5 cities | 5 properties | 5 fourth-year students | 5 fresh green round apples |
     5 \text{ (apples)} | x = 5 | f(2) = 5 | AB = 5 | \angle A = 5 | \text{Area} = 5 | 2 + 3 = 5 |
     x = 2 + 3 = 5 | 2 + 3 = 5 apples | \approx 5 | Answer: 5 | There are 5 apples. | Tom has 5 |
     the total is 5 | A total of 5 dollars | about 5 | it comes to 5 | 10/2 | \frac{10}{2} | 2 + 3 |
@@ -29,7 +29,7 @@ OTHERS = forms(r"""
     10 mod 5 | 10 divided by 5 | never 5 | not 5 | cannot be 5 | isn't 5 | 5 \text{ is wrong} | 5 is wrong |
     half of 5 | twice 5 | a third of 5 | less than 5 | at least 5 | out of 5 | the square root of 5 |
     5 squared | 5 factorial | 5 pi | 5 thousandfold | 5 myriad | 5 doubled | 5 thirds | 5 hundredths |
-    5 half |
+    5 half | 5 fresh green large round apples | (a) ** 5 |
     5 negative | 5 basis points | 5 and a half | 5 or six | 5 or more | 5 apples or six | 5 minus two |
     5 plus one | 5 point five | 5 times seven | 5 of 6 | [5] | \{5\} | [4, 5] | 5½ | ½5 | 5² | 5^2 | 5! |
     5' | 5/ | 5/xy | 5:3 | 5_2 | x_5 | 5x | 5 x | 5 xy | 5 x apples | 5\pi | \pi 5 | \sqrt{5} | f(5) | x5 |

@@ -163,6 +163,16 @@ def outcomes():
     return found
 
 
+@pytest.mark.parametrize("reads_texts", [False, True])
+def test_completions_with_owners_are_scored_as_without(reads_texts):
+    """Oracle: the scores without owners. A model reads texts or not, beside a rule, which has no model."""
+    model = Model()
+    model.reads_texts = reads_texts
+    rewards = Rewards({"third": 1.0, "liked": 0.5}, {"liked": model}, rules([]))
+    plainly = plain(rewards.score_together(EXAMPLES, TEXTS))
+    assert plain(rewards.score_together(EXAMPLES, TEXTS, owners=np.zeros(12, int))) == plainly
+
+
 @pytest.fixture(scope="module")
 def ours():
     """What a single process gets."""

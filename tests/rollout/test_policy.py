@@ -18,6 +18,7 @@ from deepseek_jax.rollout.policy import (
     Source,
     check_room,
     check_vocabulary,
+    described_policy,
     ending_turns,
     find_source,
     fitting,
@@ -111,8 +112,21 @@ def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
     assert all(jax.tree.leaves(same)) and policy.params["embedding"].dtype == "bfloat16"
     trained = load_policy(tmp_path / "params", how, mesh, **options, trained=True)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
+    (alone,) = load_policy(tmp_path / "params", how, **options).params["embedding"].devices()
+    assert alone == jax.local_devices()[0]
     with pytest.raises(ValueError, match="^no tokenizer in .*/params: none of tokenizer.json"):
         load_policy(tmp_path / "params", how, mesh, template=TEMPLATE)
+
+
+def test_a_described_policy_ends_turns_where_it_has_a_template_for_them(tmp_path):
+    """Oracle: by hand: a chat template's end of a turn; without a template, the ends of the model alone."""
+    chat = described_policy(smollm2_gguf())
+    (end,) = chat.tokenizer.encode("<|im_end|>")
+    assert chat.template == "chat" and end in chat.eos_ids
+    config, params = tiny_model("gqa")
+    save_orbax(tmp_path / "params", dataclasses.replace(config, eos_token_id=(7,)), params)
+    plain = described_policy(tmp_path / "params", tokenizer=arithmetic_tokenizer())
+    assert plain.template == "chat" and plain.config.eos_token_id == (7,)
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,13 @@ def test_a_conversation_that_grows_compiles_at_every_doubling_alone():
 
 
 def test_an_answer_ends_with_the_positions_of_the_model():
-    """Oracle: by hand: 128 positions after 120 tokens of prompt leave 8."""
+    """Oracle: by hand: 128 positions after 120 tokens of prompt leave 8, and after 128 none."""
     config, params = tiny_model("gqa")
     tokens = stream(config, params, [1] * 120, Sampling(0.0), max_completion_length=50, seed=0)
     assert len(list(tokens)) == 8
+    tokens = stream(config, params, [1] * 128, Sampling(0.0), max_completion_length=50, seed=0)
+    with pytest.raises(ValueError, match=r"^prompt 0 has 128 tokens; .*allows 127"):
+        next(tokens)
 
 
 def test_the_pieces_of_a_text_are_whole_characters():

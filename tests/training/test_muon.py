@@ -127,6 +127,16 @@ def test_a_matrix_moves_by_its_orthogonal_direction(path):
         own, wanted = own + moved, wanted + direction
 
 
+@pytest.mark.parametrize("moment_dtype", ["float32", "bfloat16"])
+def test_the_momentum_has_the_dtype_that_is_asked_for(moment_dtype):
+    """Oracle: by hand: the state has a moment of each matrix, and counters."""
+    schedule = make_schedule(RATE, num_steps=10)
+    tx = make_optimizer(schedule, moment_dtype=moment_dtype, **SETTINGS)
+    state = tx.init(nest(("moe_layers", "ffn", "router"), jnp.zeros((1, 12, 8))))
+    dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.shape]
+    assert dtypes == [moment_dtype]
+
+
 def v4_shapes(sizes):
     return nn.unbox(abstract_init(build_model(sizes)))
 

@@ -137,12 +137,12 @@ class V4Config:
     n_routed_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Count
+    routed_scaling_factor: Positive
     compress_ratios: tuple[Natural, ...] | None = None
     layer_types: tuple[AttentionKind, ...] | None = None
     compress_rates: tuple[tuple[AttentionKind, Count], ...] | None = None
     num_hash_layers: Natural = 0
     swiglu_limit: Positive = 10.0
-    routed_scaling_factor: Positive = 1.0
     hc_mult: Count = 4
     hc_sinkhorn_iters: Count = 20
     hc_eps: Positive = 1e-6

@@ -167,6 +167,8 @@ def test_ratios_and_types_say_the_same():
         (dict(rope_scaling=dict(type="linear", factor=2.0)), ["rope_type='linear'", "'yarn'"]),
         (dict(hc_mult=0), ["config.hc_mult=0"]),
         (dict(q_lora_rank=None), ["q_lora_rank"]),
+        # Without it, transformers assumes 1.5
+        (dict(routed_scaling_factor=None), ["lacks routed_scaling_factor"]),
     ],
 )
 def test_what_is_not_deepseek_v4_is_an_error_that_names_the_field(change, words):
