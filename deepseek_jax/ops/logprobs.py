@@ -47,7 +47,7 @@ def token_logprobs(hidden, head, targets, temperature=1.0, *, chunk_size: int | 
 
     inputs: tuple[jax.Array, ...] = hidden, targets
     if candidates is not None:
-        padded = jnp.pad(candidates, ((0, padding), (0, 0)), constant_values=-1)
+        padded = jnp.pad(candidates, ((0, padding), (0, 0)))
         inputs += (padded.reshape(-1, chunk, candidates.shape[1]),)
     logprobs, entropy = jax.lax.map(of_chunk, inputs)
     return logprobs.reshape(-1)[:m], entropy.reshape(-1)[:m]

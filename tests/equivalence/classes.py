@@ -90,7 +90,11 @@ def formed(says: str, before: str) -> Class:
 AXES = "data", "fsdp", "expert", "context", "tensor", "pipeline", "slices"
 CLASSES = {axis: on(axis) for axis in AXES} | {
     "mesh of GRPO": Class(
-        f"{MESH[0]}, also for sampling", GRPO, Run("grpo", MESH, devices=4), other=PREFILLED
+        f"{MESH[0]}, also for sampling",
+        GRPO,
+        Run("grpo", MESH, devices=4),
+        # One device sends no token to another
+        other=(*PREFILLED, "exchange_rounds"),
     ),
     "processes": Class(
         "two processes", SPREAD, dataclasses.replace(SPREAD, devices=2, processes=2)

@@ -49,7 +49,7 @@ def verifier():
         ("8", "<answer>Tom has $8$ apples.</answer>"),
         ("8", "<answer>The answer is 8</answer>"),
         ("8", r"<answer>\(8\)</answer>"),
-        ("8", r"<answer>it is \(8\) apples</answer>"),
+        ("x^2+1", r"<answer>it is \(1+x^2\) for all of them</answer>"),
     ],
 )
 def test_equal_answers_score_1(verifier, gold, completion):
