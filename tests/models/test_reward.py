@@ -57,8 +57,8 @@ def test_a_reward_model_has_no_output_head_and_no_multi_token_prediction():
 
 
 def test_padding_and_other_rows_change_no_reward():
-    """Oracle: the same rows in another order, other ids in the padding. Tolerance: float32's rounding. Experts
-    are chosen by the real tokens alone.
+    """Oracle: the same rows in another order, other ids in the padding. Tolerance: float32's rounding.
+    Only real tokens choose experts.
     """
     config, params = tiny_model("mla_moe")
     config = dataclasses.replace(config, scan_layers=True)
