@@ -273,7 +273,7 @@ def test_answers_are_measured_without_rewards_and_without_an_accuracy(capsys):
 
 
 def test_answers_are_sampled_and_greedy(monkeypatch):
-    """Oracle: by hand: greedy ones are as long, from as many slots, drafted too; else as by default."""
+    """Oracle: by hand: greedy ones are as long, from as many slots, and drafted; all else is the default."""
     monkeypatch.setattr(held_out, "evaluate", lambda *given, **more: (given, more))
     both_ways = dict(max_completion_length=9, slots=5, speculative=True)
     options = AnswerOptions(temperature=0.7, top_k=3, top_p=0.9, **both_ways)

@@ -400,7 +400,7 @@ def test_unscored_completions_leave_their_group_as_if_absent():
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 1e-8, 3.3333333, -2.2, 1e6])
 def test_equal_rewards_give_exactly_zero(value):
-    """Oracle: by hand; the float32 mean of seven 0.1s is not 0.1, beside one without a score or not."""
+    """Oracle: by hand; the float32 mean of seven 0.1s is not 0.1. Also beside one without a score."""
     for group_size in (2, 3, 7, 16):
         got = group_advantages(jnp.full(2 * group_size, value), group_size=group_size)
         assert not np.asarray(got).any()

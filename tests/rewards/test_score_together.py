@@ -169,8 +169,9 @@ def test_completions_with_owners_are_scored_as_without(reads_texts):
     model = Model()
     model.reads_texts = reads_texts
     rewards = Rewards({"third": 1.0, "liked": 0.5}, {"liked": model}, rules([]))
-    plainly = plain(rewards.score_together(EXAMPLES, TEXTS))
-    assert plain(rewards.score_together(EXAMPLES, TEXTS, owners=np.zeros(12, int))) == plainly
+    wanted = rewards.score_together(EXAMPLES, TEXTS)
+    found = rewards.score_together(EXAMPLES, TEXTS, owners=np.zeros(12, int))
+    assert plain(found) == plain(wanted)
 
 
 @pytest.fixture(scope="module")

@@ -112,8 +112,8 @@ def test_a_saved_policy_is_read_with_a_tokenizer_and_run_as_asked(tmp_path):
     assert all(jax.tree.leaves(same)) and policy.params["embedding"].dtype == "bfloat16"
     trained = load_policy(tmp_path / "params", how, mesh, **options, trained=True)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained.params)} == {"float32"}
-    (alone,) = load_policy(tmp_path / "params", how, **options).params["embedding"].devices()
-    assert alone == jax.local_devices()[0]
+    (device,) = load_policy(tmp_path / "params", how, **options).params["embedding"].devices()
+    assert device == jax.local_devices()[0]
     with pytest.raises(ValueError, match="^no tokenizer in .*/params: none of tokenizer.json"):
         load_policy(tmp_path / "params", how, mesh, template=TEMPLATE)
 

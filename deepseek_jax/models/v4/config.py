@@ -85,12 +85,12 @@ class V4Config:
         n_routed_experts: Experts that a router chooses from.
         num_experts_per_tok: Routed experts of a token.
         moe_intermediate_size: The width of an expert, and of the one shared expert.
+        routed_scaling_factor: A factor on the weights of a token's experts.
         compress_ratios: 0, 4 or 128 for each layer, and 0 for each layer of multi-token prediction.
         layer_types, compress_rates: In place of compress_ratios, for other ratios: the AttentionKind
             of each layer, and (kind, ratio) for each compressed kind.
         num_hash_layers: The first layers, in which a table chooses the experts.
         swiglu_limit: The clamp of every expert, see ops.gated_mlp.swiglu.
-        routed_scaling_factor: A factor on the weights of a token's experts.
         hc_mult: Residual streams.
         hc_sinkhorn_iters, hc_eps: See ops.streams.sinkhorn.
         num_nextn_predict_layers: Modules of multi-token prediction.
