@@ -7,12 +7,20 @@ import dataclasses
 import math
 from pathlib import Path
 
-from deepseek_jax.models.config import OF_THE_RUN, ModelConfig, RunSettings, names_architecture
+from deepseek_jax.errors import suggest
+from deepseek_jax.models.config import (
+    ATTENTION_OF,
+    OF_THE_RUN,
+    ModelConfig,
+    RunSettings,
+    names_architecture,
+)
 from deepseek_jax.models.v4.config import HOW_TO_RUN as HOW_TO_RUN_V4
 from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.settings import build
 
 Network = ModelConfig | V4Config
+MODEL_TYPES = (*ATTENTION_OF, "deepseek_v4")
 # Fields of RunSettings that V4Config does not have, because its decoder does nothing else
 NOT_OF_V4 = ("fp8", "pipeline_micro_batches")
 
@@ -27,8 +35,14 @@ def build_model(block: dict, path: str = "model") -> Network:
     Raises:
         ValueError: Naming the field, for what settings.build, ModelConfig or V4Config refuses.
     """
-    if block.get("model_type") == "deepseek_v4":
+    model_type = block.get("model_type")
+    if model_type == "deepseek_v4":
         return build(V4Config, block, path)
+    # First of all, as another type has other fields
+    if "model_type" in block and model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{path}.model_type={model_type!r} is not allowed; {suggest(model_type, MODEL_TYPES)}"
+        )
     return build(ModelConfig, block, path)
 
 

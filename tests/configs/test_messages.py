@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import deepseek_jax
 import launch
 from deepseek_jax.models.config import ModelConfig, RunSettings
+from deepseek_jax.models.v4.config import V4Config
 from deepseek_jax.parallel.mesh import MeshSettings
 from deepseek_jax.settings import Between, NamesCode, OnHub, build
 from tests.experiments import CONFIGS, RUNS, SETTINGS, load
@@ -22,7 +23,7 @@ from tests.quick import others_slow
 ROOT = Path(deepseek_jax.__file__).parent
 EVALUATE = dict(recipe="evaluate", checkpoint="x", data=["arithmetic"], mesh={})
 # Blocks that a config has whole, checked as these
-FREE = {"model": (ModelConfig, RunSettings), "mesh": (MeshSettings,)}
+FREE = {"model": (ModelConfig, V4Config, RunSettings), "mesh": (MeshSettings,)}
 # One of most recipes: a file takes up to 15 seconds
 QUICK = [
     (CONFIGS / f"{name}_small.py", None) for name in ("grpo", "sft", "pretrain", "reward_model")
@@ -61,7 +62,8 @@ def kind_of(hint):
 def model_of(cls, block):
     """The dataclass that checks a config's block `model`; None where it depends on a checkpoint."""
     if block.get("init_from") is None and block.get("path") is None:
-        return ModelConfig
+        of_v4 = block.get("model", {}).get("model_type") == "deepseek_v4"
+        return V4Config if of_v4 else ModelConfig
     return None if cls is SETTINGS["pretrain"] else RunSettings
 
 
@@ -104,6 +106,8 @@ def example_of(hint):
     bare, origin, args, ranges = kind_of(options_of(hint)[0][0])
     if origin is tuple:
         return [example_of(arg) for arg in args if arg is not ...]
+    if origin is typing.Literal:
+        return args[0]
     return next((bare(r.low + 1) for r in ranges if isinstance(r, Between)), bare())
 
 

@@ -223,6 +223,7 @@ def test_every_axis_of_a_parameter_has_a_row_in_the_table():
             ["release_rounding", "index_head_dim=96"],
         ),
         (dict(fp8=True), ["model", "fp8"]),
+        (dict(model_type="deepseek_v44"), ["model.model_type='deepseek_v44'", "mean deepseek_v4?"]),
     ],
 )
 def test_a_way_to_run_it_that_it_does_not_have_is_an_error(change, words):
