@@ -26,6 +26,8 @@ SLICES = {
     "pretrain_v3:context=128k": "v5p:8x8x16",
     "v32": "v5p:8x8x16",
     "v32_grpo": "v5p:8x8x8",
+    "v4_flash": "v5p:8x8x8",
+    "v4_flash:recipe=grpo": "v5p:8x8x8",
     "r1_zero": "v5p:8x8x16",
     "r1_own": "v5e:2x4",
     "r1:stage=reasoning": "v5p:8x8x16",

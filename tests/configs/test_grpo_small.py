@@ -29,7 +29,7 @@ def trained(workdir, config, *overrides):
     assert done.returncode == 0, done.stderr
     found = []
     for name in ("before", "after"):
-        measured = json.loads((workdir / f"{name}.json").read_text())
+        measured = json.loads((workdir / name / "scores.json").read_text())
         scores = {way: told["scores"] for way, told in measured.items()}
         found.append({way: {n: score[0] for n, score in s.items()} for way, s in scores.items()})
     return found
