@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import typing
 from pathlib import Path
@@ -183,3 +184,30 @@ def test_the_citation_has_what_its_format_requires():
         and f'license = "{cited["license"]}"' in (ROOT / "pyproject.toml").read_text()
     )
     assert all({"title", "type", "authors"} <= each.keys() for each in cited["references"])
+
+
+def below(names):
+    """The files of tests that these paths are, or that lie below them."""
+    paths = [path for name in names for path in ROOT.glob(name)]
+    return {f for path in paths for f in (path.rglob("test_*.py") if path.is_dir() else [path])}
+
+
+def files_of(command):
+    """The files of tests that a command of pytest runs."""
+    words = shlex.split(command, comments=True)
+    ignored = [word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")]
+    return below(word for word in words if word.startswith("tests/")) - below(ignored)
+
+
+def test_each_slow_test_is_in_just_one_of_the_slow_commands():
+    """Oracle: the commands of CONTRIBUTING.md, and the files that have the mark."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text().replace("\\\n", "")
+    runs = [files_of(command) for command in re.findall(r"^pytest -m slow .*", guide, re.M)]
+    marked = [
+        path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"mark\.slow|others_slow\(", path.read_text())
+    ]
+    assert len(marked) > 100
+    wrong = {str(path): n for path in marked if (n := sum(path in run for run in runs)) != 1}
+    assert not wrong
