@@ -117,7 +117,7 @@ def test_a_process_that_does_not_come_ends_the_check(folder):  # noqa: F811
         ("grpo_small", "1146 questions, 256 held out, 0 general ones, such as 'What is"),
         ("reward_model_small", "records, and"),
         ("judge_small", "pairs, and"),
-        ("generate_small", "questions, and"),
+        ("generate_small", "192 questions, such as '"),
         ("r1_small", "reasoning questions"),
         ("distill_small", "requests: 2048 texts"),
     ],

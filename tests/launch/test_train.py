@@ -370,7 +370,10 @@ def test_a_bucket_that_cannot_be_written_is_one_message(folder, bucket, monkeypa
     assert "storage.objects.create" in err and "Traceback" not in err and not bucket.objects
 
 
-LEFT = {f"run/{name}" for name in ("config.json", "run.json", "counted/stage.json", "saved")}
+LEFT = {
+    f"run/{name}"
+    for name in ("config.json", "run.json", "stages.log", "counted/stage.json", "saved")
+}
 
 
 @pytest.mark.slow

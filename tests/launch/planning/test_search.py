@@ -190,8 +190,8 @@ def test_the_updates_of_an_experiment_are_ranked_on_every_mesh_that_splits_them(
     for name, arg, meshes, ranked, held, dropped in found:
         assert ranked + len(dropped) == meshes, (name, arg)
         for state, by_recipe in held:
-            # Rows are padded for their mesh: they are hundredths of the state
-            assert state == pytest.approx(by_recipe, rel=0.01), (name, arg)
+            # Rows are padded for their mesh: 2% of a tiny network's state
+            assert state == pytest.approx(by_recipe, rel=0.02), (name, arg)
         reasons = ("multiple of", "the training state alone takes")
         assert all(any(words in why for words in reasons) for why in dropped), (name, arg, dropped)
     assert runs == "all" or all(held for *_, held, _ in found)
