@@ -54,7 +54,10 @@ def read(path: Path):
 def write(path: Path, compiled: CompiledProgram):
     """Write a CompiledProgram to a file, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_as_json(compiled)))
+    # Two plans at a time may need the same program: neither may read half of it
+    new_path = path.with_name(f"{path.name}.{os.getpid()}")
+    new_path.write_text(json.dumps(_as_json(compiled)))
+    new_path.replace(path)
 
 
 def _as_json(compiled):

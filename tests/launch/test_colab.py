@@ -313,12 +313,14 @@ import json, sys
 from launch.planning import topology as slices
 from launch.planning.compiled import compile_programs
 from launch.planning.summary import fits
+from tests.caches import CACHES
 from tests.experiments import CONFIGS, load
 
 name, arg = json.loads(sys.argv[1])
 config = load(CONFIGS / f"{name}.py", arg)
 mesh, chip = slices.planned_mesh("v5e:1x1", config.get("mesh", {}))
-planned = compile_programs(slices.recipes_programs(config, mesh))
+# Experiments share programs, such as the pre-training of their base
+planned = compile_programs(slices.recipes_programs(config, mesh), CACHES / "plans")
 print("result", json.dumps({program.name: fits(program, compiled, chip) for program, compiled in planned}))
 """
 

@@ -11,6 +11,7 @@ import json, sys
 from deepseek_jax.costs.program import argument_bytes
 from launch.planning import topology as slices
 from launch.planning.compiled import compile_programs
+from tests.caches import CACHES
 from tests.experiments import CONFIGS, load
 
 name, model, fields, quantize, topology = json.loads(sys.argv[1])
@@ -20,7 +21,7 @@ if quantize:
     config.adapter = dict(config.adapter.to_dict(), quantize=quantize)
 mesh, _ = slices.planned_mesh(topology, config.get("mesh", {}))
 (update,) = [p for p in slices.recipes_programs(config, mesh) if p.name == "update"]
-((_, compiled),) = compile_programs([update])
+((_, compiled),) = compile_programs([update], CACHES / "plans")
 memory = compiled.memory
 state = argument_bytes(update.arguments[:1])
 print("result", json.dumps([memory.temporaries, memory.updated, state, memory.peak]))

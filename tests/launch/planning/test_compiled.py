@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,23 @@ def test_every_number_of_a_cost_is_read_again(tmp_path):
     found = CompiledProgram(Memory(*range(1, 1 + len(dataclasses.fields(Memory)))), cost, cost)
     stored.write(tmp_path / "found", found)
     assert stored.read(tmp_path / "found") == found
+
+
+def test_a_result_has_its_name_only_when_it_is_complete(tmp_path, monkeypatch):
+    """Oracle: a write that a full disk ends halfway leaves nothing that a later plan would read."""
+    write_text = Path.write_text
+
+    def half(path, text):
+        write_text(path, text[: len(text) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="no space left"):
+        stored.write(tmp_path / "found.json", CompiledProgram(refusal="it is too large"))
+    assert not (tmp_path / "found.json").exists()
+    monkeypatch.undo()
+    stored.write(tmp_path / "found.json", CompiledProgram(refusal="it is too large"))
+    assert stored.read(tmp_path / "found.json").refusal == "it is too large"
 
 
 def test_programs_of_one_text_compile_once(monkeypatch):
