@@ -63,8 +63,8 @@ class Figures(NamedTuple):
 V5E, V5P = 15.75, 95.0
 # Programs whose collectives are kept, with their limits
 COMPILED = {
-    ("distill_qwen_1_5b", "student: update"): Figures(V5E, mfu=0.25),
-    ("distill_qwen_7b", "student: update"): Figures(V5E, mfu=0.55),
+    ("distill_qwen_1_5b", "student: update"): Figures(V5E, mfu=0.55),
+    ("distill_qwen_7b", "student: update"): Figures(V5E, mfu=0.6),
     ("distill_qwen_14b", "student: update"): Figures(V5P, mfu=0.6),
     ("distill_qwen_32b", "student: update"): Figures(V5P, mfu=0.6),
     ("distill_llama_8b", "student: update"): Figures(V5P, mfu=0.6),
