@@ -1030,8 +1030,9 @@ def test_rewards_stay_with_their_completions(tmp_path, monkeypatch, by_length):
 
 @pytest.mark.slow
 def test_a_run_of_equal_rewards_is_ended_at_its_limit(tmp_path, monkeypatch, capsys):
-    """Oracle: by hand: a grader that pays 1 for anything, and a limit of three steps; exit status 6."""
-    monkeypatch.setitem(scoring.RULES, "correct_reasoning", Rule(lambda text, _: 1.0))
+    """Oracle: by hand: graders that pay 1 for anything, and a limit of three steps; exit status 6."""
+    for name in ("correct", "correct_reasoning"):
+        monkeypatch.setitem(scoring.RULES, name, Rule(lambda text, _: 1.0))
     block = dict(degenerate=dict(equal_rewards=3))
     assert status_of(lambda: reinforced(tmp_path, num_steps=5, **block)) == 6
     assert (
