@@ -46,7 +46,7 @@ def test_the_main_job_learns_to_reason(seed, tmp_path):
     assert sampled["accuracy"] > max(0.85, 2 * before["sampled"]["accuracy"])
     assert after["greedy"]["accuracy"] > 0.95 and sampled["correct_reasoning"] > 0.8
     assert sampled["completion_length"] > before["sampled"]["completion_length"]
-    for name in ("metrics.jsonl", "curves.png", "tensorboard/grpo", "params/config.json"):
+    for name in ("metrics.jsonl", "curves.png", "tensorboard/grpo", "grpo/params/config.json"):
         assert (tmp_path / "run" / name).exists()
 
 
