@@ -63,14 +63,7 @@ def test_the_arguments_of_every_experiments_programs_fit_its_devices(planned):
     for run, (memory, held, programs) in planned.items():
         assert held and max(held.values()) < memory, (run, held)
         names = {name.rpartition(": ")[2] for name, _, _ in programs}
-        assert names & {
-            "update",
-            "decode",
-            "stage_1",
-            "stage_1_warm_up",
-            "stage_2_32k",
-            "stage_3_128k",
-        }, run
+        assert any(name in ("update", "decode") or name.startswith("stage_") for name in names), run
 
 
 def test_no_program_stands_before_one_whose_results_it_needs(planned):
