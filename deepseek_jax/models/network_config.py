@@ -38,7 +38,7 @@ def build_model(block: dict, path: str = "model") -> Network:
     model_type = block.get("model_type")
     if model_type == "deepseek_v4":
         return build(V4Config, block, path)
-    # First of all, as another type has other fields
+    # Checked before the other fields, because each type has its own
     if "model_type" in block and model_type not in MODEL_TYPES:
         raise ValueError(
             f"{path}.model_type={model_type!r} is not allowed; {suggest(model_type, MODEL_TYPES)}"

@@ -54,7 +54,7 @@ def read(path: Path):
 def write(path: Path, compiled: CompiledProgram):
     """Write a CompiledProgram to a file, in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two plans at a time may need the same program: neither may read half of it
+    # Another plan may need the same program at the same time, and must not read half of the file
     new_path = path.with_name(f"{path.name}.{os.getpid()}")
     new_path.write_text(json.dumps(_as_json(compiled)))
     new_path.replace(path)
