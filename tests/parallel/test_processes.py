@@ -121,7 +121,8 @@ if what.startswith("stop"):
                 time.sleep(0.3)
             if should_stop():
                 break
-        print("stopped at", call if should_stop.at is not None and call >= should_stop.at else None)
+        stop_call = should_stop.stop_call
+        print("stopped at", call if stop_call is not None and call >= stop_call else None)
 barrier("the end")
 """
 

@@ -41,7 +41,8 @@ def scores_in(workdir, stage):
 
 def assert_equal(workdir, other):
     """Two runs have left the same files, numbers, texts and parameters, bit for bit."""
-    assert not _names(workdir) ^ _names(other)
+    left_by_one = _names(workdir) ^ _names(other)
+    assert not left_by_one, f"only one of the runs has {sorted(left_by_one)}"
     (ours, our_params), (theirs, their_params) = left(workdir), left(other)
     assert ours.keys() == theirs.keys()
     for name in ours:

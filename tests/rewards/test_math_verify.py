@@ -297,7 +297,7 @@ def test_a_step_that_no_signal_can_stop_ends_the_worker_and_not_the_run():
     with MathVerifier(num_workers=1, time_limit_seconds=1.5) as verifier:
         verifier.score(["1"], [r"$\sqrt{2}$"])
         workers = set(multiprocessing.active_children())
-        verifier._pool.submit(signal.signal, signal.SIGPROF, signal.SIG_IGN).result()
+        verifier.tell(0, signal.signal, signal.SIGPROF, signal.SIG_IGN)
         scores = verifier.score(["3"] * 2, [ENDLESS, r"\boxed{\sqrt{8}}"])
         assert not workers <= set(multiprocessing.active_children())
     assert (math.isnan(scores[0]), scores[1]) == (True, 0.0)
