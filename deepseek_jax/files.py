@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,9 @@ from etils.epath import Path
 # A growing file in a bucket is rewritten at most every REWRITE_SECONDS, and a large one less often,
 # so that writing takes at most 1 / REST of the time
 REWRITE_SECONDS, REST = 10.0, 20
+# PARTIAL and random letters end the name of a local file or folder until it is complete, and a dot
+# begins it. PARTIALS matches such names, and only a killed process leaves one
+PARTIAL, PARTIALS = ".partial-", ".*.partial-*"
 # Number of files that are copied from a bucket at once
 COPIES = 8
 # A bucket's first answer: the seconds until a message says that it is late, and until an error
@@ -138,7 +142,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             Path(new_file).copy(target, overwrite=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    new_file = pathlib.Path(target.with_name(target.name + ".tmp"))
+    # A name of its own, because other processes may write the same file
+    new_file = pathlib.Path(target.with_name(f".{target.name}{PARTIAL}{secrets.token_hex(4)}"))
     try:
         yield new_file
         with open(new_file, "rb") as file:

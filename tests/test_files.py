@@ -33,6 +33,16 @@ def test_a_file_is_written_whole_or_not_at_all(place):
     assert files.below(place / "deep") == [place / "deep" / "a.json"]
 
 
+def test_two_writers_of_one_file_do_not_mix(place):
+    """Oracle: by hand: the file is what the writer that ends last has written; no other file."""
+    with files.whole_file(place / "a") as slow:
+        slow.write_text("slow")
+        files.write_whole(place / "a", "fast")
+        assert (place / "a").read_text() == "fast"
+    assert (place / "a").read_text() == "slow"
+    assert files.below(place) == [place / "a"]
+
+
 def test_a_growing_file_keeps_what_it_had(place):
     """Oracle: the lines by hand; of a file that two runs of a program add to, one after the other."""
     for lines in ("ab", "c"):

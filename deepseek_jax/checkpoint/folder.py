@@ -6,16 +6,13 @@ import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
-from deepseek_jax.files import absolute, as_path, below, is_remote, remove_folder
+from deepseek_jax.files import PARTIAL, absolute, as_path, below, is_remote, remove_folder
 from deepseek_jax.parallel.processes import barrier, first_process, from_each
 
 # Bytes that fingerprint reads at a file's beginning and at its end: other weights differ there
 ENDS = 2**16
 # A file in a bucket's folder until the folder is complete: a bucket has no folders to rename
 UNFINISHED = "UNFINISHED"
-# PARTIAL and random letters end a local folder's name until it is complete. PARTIALS matches such
-# folders, and only a killed process leaves one
-PARTIAL, PARTIALS = ".partial-", ".*.partial-*"
 
 
 def check_new(folder: str | Path):

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from deepseek_jax.files import absolute, below, is_remote, read_object, remove_folder, write_whole
+from deepseek_jax.files import (
+    PARTIAL,
+    PARTIALS,
+    absolute,
+    below,
+    is_remote,
+    read_object,
+    remove_folder,
+    write_whole,
+)
 from deepseek_jax.programs import command, home
 from deepseek_jax.recipes.owner import OWNER, names_in, owned, owner_text, read_owner
 
@@ -20,11 +29,11 @@ MARKER = "config.json"
 CODE, HUB, REHEARSED = BESIDE = "code", "hub", "rehearsed"
 # Fields that say where a run takes place, not what it computes: they may change when it resumes
 PLACES = ("mesh", "xla_flags")
-# The file of an interrupted claim
-FRESH = f"{MARKER}.tmp"
+# The beginning of the name of an interrupted claim's file
+FRESH = f".{MARKER}{PARTIAL}"
 # What a run writes before it computes anything: marks of the run and of its stages, and folders of
 # datasets built from files
-MARKS, BUILT = {MARKER, FRESH, "stage.json", "stages.log", "run.json"}, "data"
+MARKS, BUILT = {MARKER, "stage.json", "stages.log", "run.json"}, "data"
 # The folder of a check; it remains if the check was killed
 CHECK = ".deepseek_jax_check"
 # Network file systems show a new file to other machines within this time
@@ -168,7 +177,8 @@ def _fit(workdir, new_mark):
     with owned(workdir, lambda owner: _is_busy(workdir, owner)) as token:
         _check_format(workdir)
         old_mark = _owner(workdir, new_mark)
-        if old_mark is None and names_in(workdir) - {FRESH, CHECK}:
+        others = {name for name in names_in(workdir) - {CHECK} if not name.startswith(FRESH)}
+        if old_mark is None and others:
             raise ValueError(
                 f"--workdir={workdir} is not empty and has no {MARKER}: it is not a run's directory, and is "
                 "left as it is; give a new or an empty --workdir"
@@ -226,14 +236,13 @@ def _check_format(workdir):
 
 def _remove_partial(workdir):
     """Remove incomplete output of killed processes; in a bucket its next writer does that."""
-    from deepseek_jax.checkpoint.folder import PARTIALS
     from deepseek_jax.data.stored import INCOMPLETE
 
     remove_folder(workdir / CHECK)
     if not is_remote(workdir):
         paths = [path for name in (PARTIALS, INCOMPLETE) for path in Path(workdir).rglob(name)]
         for path in paths:
-            remove_folder(path)
+            path.unlink() if path.is_file() else remove_folder(path)
 
 
 def _has_results(workdir):

@@ -14,6 +14,7 @@ from pathlib import Path
 from jax.sharding import PartitionSpec
 
 from deepseek_jax.costs.chips import chip_of
+from deepseek_jax.files import write_whole
 from launch.planning.hlo import Cost
 from launch.planning.hlo_collectives import Collective
 from launch.planning.records import COSTS, CompiledProgram, Memory
@@ -53,11 +54,8 @@ def read(path: Path):
 
 def write(path: Path, compiled: CompiledProgram):
     """Write a CompiledProgram to a file, in a folder that need not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Another plan may need the same program at the same time, and must not read half of the file
-    new_path = path.with_name(f"{path.name}.{os.getpid()}")
-    new_path.write_text(json.dumps(_as_json(compiled)))
-    new_path.replace(path)
+    write_whole(path, json.dumps(_as_json(compiled)))
 
 
 def _as_json(compiled):

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint.folder import whole_folder
 from deepseek_jax.data.stored import INCOMPLETE
+from deepseek_jax.files import whole_file
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel import processes
 from deepseek_jax.recipes import workdir
@@ -173,21 +174,25 @@ def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, n
 
 def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
     """Oracle: config.json alone, though a half-written one lay there."""
-    (tmp_path / "config.json.tmp").write_text('{"rec')
+    (tmp_path / ".config.json.partial-0").write_text('{"rec')
     claim(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_what_a_killed_process_left_of_its_last_save_is_removed(tmp_path):
-    """Oracle: the files that are there: a folder that was not complete is gone, the others stay."""
+    """Oracle: the files that are there: a folder and a file that were not complete are gone, others stay."""
     claim(tmp_path, config())
     with whole_folder(tmp_path / "stage" / "params") as partial:
         (partial / "array").write_text("whole")
     # As a process leaves it that is killed within the block
     partial.mkdir()
     (partial / "array").write_text("ha")
+    with whole_file(tmp_path / "stage" / "scores.json") as partial:
+        partial.write_text("[1]")
+    partial.write_text("[")
     claim(tmp_path, config())
-    assert [path.name for path in (tmp_path / "stage").rglob("*")] == ["params", "array"]
+    left = {path.name for path in (tmp_path / "stage").rglob("*")}
+    assert left == {"params", "array", "scores.json"}
 
 
 def test_a_block_that_becomes_a_number_is_a_difference(tmp_path):

@@ -137,8 +137,8 @@ def test_a_result_has_its_name_only_when_it_is_complete(tmp_path, monkeypatch):
     """Oracle: a write that a full disk ends halfway leaves nothing that a later plan would read."""
     write_text = Path.write_text
 
-    def half(path, text):
-        write_text(path, text[: len(text) // 2])
+    def half(path, text, **options):
+        write_text(path, text[: len(text) // 2], **options)
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
