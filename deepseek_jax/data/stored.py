@@ -16,8 +16,6 @@ from deepseek_jax.files import as_path, staged
 
 # Every dataset has this file; it is the last one that a build writes
 INFO = "dataset_info.json"
-# Folders of datasets that are being built, or that a killed process left
-INCOMPLETE = "incomplete.*"
 # Fields of features.json that name a Python class, which TFDS imports
 CLASS_FIELDS = ("pythonClassName", "python_class_name", "type")
 FEATURES = "tensorflow_datasets."

@@ -18,8 +18,8 @@ from etils import epath
 
 from deepseek_jax.data.columns import renamed
 from deepseek_jax.data.records import content_digest, read_records
-from deepseek_jax.data.stored import INCOMPLETE, INFO, RandomAccess, stored_dataset, stored_records
-from deepseek_jax.files import as_path, is_remote, upload
+from deepseek_jax.data.stored import INFO, RandomAccess, stored_dataset, stored_records
+from deepseek_jax.files import PARTIAL, as_path, is_remote, upload
 from deepseek_jax.parallel.led import Led
 from deepseek_jax.parallel.processes import first_process, from_each
 from deepseek_jax.progress import waiting_for
@@ -97,7 +97,7 @@ def build(dataset: Dataset, data_dir: str | Path, *, led: Led | None = None) -> 
     """Return the records of a Dataset, by random access; write it under data_dir if it is missing.
 
     Several processes share the folder: the first one writes and the others wait. If the writing
-    fails, it fails on all of them. A killed build leaves a folder INCOMPLETE, which is never read.
+    fails, it fails on all of them. A killed build leaves a folder that is never read (files.PARTIALS).
 
     The files are array_record, which needs no TensorFlow and is only read from local disk: of a
     dataset in a bucket each machine reads a copy.
@@ -133,16 +133,16 @@ def _write(dataset, folder):
     """Write all records, or nothing."""
     parent_folder = tempfile.gettempdir() if is_remote(folder) else folder.parent
     Path(parent_folder).mkdir(parents=True, exist_ok=True)
-    incomplete_folder = Path(tempfile.mkdtemp(prefix=INCOMPLETE.strip("*"), dir=parent_folder))
+    partial_folder = Path(tempfile.mkdtemp(prefix=f".{folder.name}{PARTIAL}", dir=parent_folder))
     try:
         with waiting_for(f"building the data {dataset.name}"):
-            _write_records(dataset, incomplete_folder)
+            _write_records(dataset, partial_folder)
         if is_remote(folder):
-            upload(incomplete_folder, folder, last=INFO)
+            upload(partial_folder, folder, last=INFO)
         else:
-            incomplete_folder.rename(folder)
+            partial_folder.rename(folder)
     finally:
-        shutil.rmtree(incomplete_folder, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def _write_records(dataset, folder):

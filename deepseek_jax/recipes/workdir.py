@@ -218,8 +218,7 @@ def _claimed(workdir, new_mark):
         except Exception:
             if old_mark is None and not _has_results(workdir):
                 for name in names_in(workdir):
-                    path = workdir / name
-                    remove_folder(path) if path.is_dir() else path.unlink()
+                    _remove(workdir / name)
             raise
 
 
@@ -236,13 +235,14 @@ def _check_format(workdir):
 
 def _remove_partial(workdir):
     """Remove incomplete output of killed processes; in a bucket its next writer does that."""
-    from deepseek_jax.data.stored import INCOMPLETE
-
     remove_folder(workdir / CHECK)
     if not is_remote(workdir):
-        paths = [path for name in (PARTIALS, INCOMPLETE) for path in Path(workdir).rglob(name)]
-        for path in paths:
-            path.unlink() if path.is_file() else remove_folder(path)
+        for path in list(Path(workdir).rglob(PARTIALS)):
+            _remove(path)
+
+
+def _remove(path):
+    remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _has_results(workdir):

@@ -329,7 +329,7 @@ SMALL = [path.stem for path in EXPERIMENTS if path.stem.endswith("_small")]
 
 
 def fit_colabs_chip(name, arg):
-    """By program of an experiment, whether its peak is within the memory of v5e:1x1."""
+    """{program of an experiment: whether its peak is within the memory of v5e:1x1}."""
     return compile_apart(COMPILE, json.dumps([name, arg]), timeout=1800)
 
 

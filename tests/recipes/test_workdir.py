@@ -6,8 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from deepseek_jax.checkpoint.folder import whole_folder
-from deepseek_jax.data.stored import INCOMPLETE
-from deepseek_jax.files import whole_file
+from deepseek_jax.files import PARTIAL, whole_file
 from deepseek_jax.named_code import digest_of
 from deepseek_jax.parallel import processes
 from deepseek_jax.recipes import workdir
@@ -174,7 +173,7 @@ def test_a_directory_of_something_else_is_refused_and_left_untouched(tmp_path, n
 
 def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path):
     """Oracle: config.json alone, though a half-written one lay there."""
-    (tmp_path / ".config.json.partial-0").write_text('{"rec')
+    (tmp_path / f".config.json{PARTIAL}0").write_text('{"rec')
     claim(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -229,7 +228,7 @@ def test_a_check_leaves_nothing_of_a_directory_that_was_not_there(tmp_path, end)
 def test_a_check_leaves_a_run_as_it_is(tmp_path):
     """Oracle: its bytes, and the difference of another config; another recipe is refused."""
     claim(tmp_path, config())
-    partial = tmp_path / "data" / f"x{INCOMPLETE.strip('*')}"
+    partial = tmp_path / "data" / f".x{PARTIAL}0"
     partial.mkdir(parents=True)
     (partial / "half").write_text("half")
     before = contents(tmp_path)
