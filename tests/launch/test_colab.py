@@ -22,10 +22,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from configs.adapted_models import MODELS
 from deepseek_jax.recipes import train
 from launch import colab, doctor
-from tests.experiments import EXPERIMENTS
 from tests.recipes.small import small_config
 from tests.recipes.test_in_process import counting, taken  # noqa: F401
-from tests.rollout.test_tpu_decode import compile_apart
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "launch" / "colab.ipynb"
@@ -306,36 +304,3 @@ def test_the_notebook_runs_in_under_ten_minutes_on_a_cpu(tmp_path):
     ran = nbformat.read(tmp_path / PATH.name, as_version=4)
     check_what_it_shows({cell.id: cell for cell in ran.cells if cell.cell_type == "code"})
     assert seconds < SECONDS
-
-
-COMPILE = """
-import json, sys
-from launch.planning import topology as slices
-from launch.planning.compiled import compile_programs
-from launch.planning.summary import fits
-from tests.caches import CACHES
-from tests.experiments import CONFIGS, load
-
-name, arg = json.loads(sys.argv[1])
-config = load(CONFIGS / f"{name}.py", arg)
-mesh, chip = slices.planned_mesh("v5e:1x1", config.get("mesh", {}))
-# Experiments share programs, such as the pre-training of their base
-planned = compile_programs(slices.recipes_programs(config, mesh), CACHES / "plans")
-print("result", json.dumps({program.name: fits(program, compiled, chip) for program, compiled in planned}))
-"""
-
-
-SMALL = [path.stem for path in EXPERIMENTS if path.stem.endswith("_small")]
-
-
-def fit_colabs_chip(name, arg):
-    """{program of an experiment: whether its peak is within the memory of v5e:1x1}."""
-    return compile_apart(COMPILE, json.dumps([name, arg]), timeout=1800)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_every_program_of_a_small_experiment_compiles_for_colabs_chip(name):
-    """Oracle: the compiler, for v5e:1x1: it takes each program, and its peak is within the chip's memory."""
-    found = fit_colabs_chip(name, None)
-    assert found and all(found.values()), found
