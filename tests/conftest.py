@@ -22,6 +22,7 @@ from tests.caches import CACHES
 
 MAPS = 40_000
 SECONDS = pytest.StashKey()
+PROGRAMS = pytest.StashKey()
 
 # Eight device threads share few cores: one that comes late to a collective must not abort us.
 COLLECTIVES_WAIT = (
@@ -90,6 +91,10 @@ def forget_programs():
     gc.freeze()
 
 
+def pytest_sessionstart(session):
+    session.config.stash[PROGRAMS] = seconds.programs()
+
+
 def pytest_collection_modifyitems(items):
     """The files that take longest come first: pyproject.toml has --no-loadscope-reorder."""
     files = seconds.recorded()["files"]
@@ -122,7 +127,8 @@ def pytest_sessionfinish(session):
         session.config.workeroutput["seconds"] = dict(of_files)
     elif of_files:
         seconds.LAST.parent.mkdir(exist_ok=True)
-        seconds.LAST.write_text(json.dumps(of_files))
+        compiled = seconds.programs() - session.config.stash[PROGRAMS]
+        seconds.LAST.write_text(json.dumps({"compiled": compiled, "files": of_files}))
 
 
 @pytest.hookimpl(optionalhook=True)
